@@ -1,0 +1,70 @@
+"""What a running stage writes to: its directory, its log, its numbers, its progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = 5
+"""How many examples of each kind of dropped row are kept in the artifact."""
+
+
+class Out:
+    """A stage's directory while it is being made, and the ways a stage speaks.
+
+    `path` is the `.partial` directory: whatever lies there when `run` returns is the artifact, and
+    after a kill the stage is run again in the same directory, with what it had written.
+    `cache` is a directory shared by all stages whose content may be deleted at any time.
+    """
+
+    def __init__(self, path: Path, cache: Path) -> None:
+        self.path = path
+        self.cache = cache
+        self.counts: dict[str, Any] = {}
+        self._progress_at = 0.0
+
+    def say(self, message: str) -> None:
+        """One line for the person who watches, and for the log."""
+        print(message, file=sys.stderr, flush=True)
+
+    def count(self, name: str, n: int = 1, example: Any = None) -> None:
+        """Add to a count of the artifact (`rows`, `dropped.too_long` …), with an example of it."""
+        entry = self.counts.setdefault(name, {"n": 0})
+        entry["n"] += n
+        if example is not None and len(entry.setdefault("examples", [])) < EXAMPLES:
+            entry["examples"].append(example)
+
+    def metrics(self, **numbers: Any) -> None:
+        """One line of `metrics.jsonl`."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **numbers}) + "\n")
+
+    def progress(self, done: float, total: float, unit: str, note: str = "") -> None:
+        """How far the stage is; shown as a bar, and by `align status`. Cheap to call often."""
+        now = time.monotonic()
+        if now - self._progress_at < 0.2 and done < total:
+            return
+        self._progress_at = now
+        state = {"done": done, "total": total, "unit": unit, "note": note}
+        temporary = self.path / "progress.json.tmp"
+        temporary.write_text(json.dumps(state), encoding="utf-8")
+        os.replace(temporary, self.path / "progress.json")
+
+    def write_rows(self, rows: Iterable[dict[str, Any]], name: str = "rows") -> int:
+        """Write `data/<name>.jsonl` at once or not at all; returns the number of rows."""
+        (self.path / "data").mkdir(exist_ok=True)
+        n = 0
+        temporary = self.path / "data" / f"{name}.jsonl.tmp"
+        with temporary.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                n += 1
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path / "data" / f"{name}.jsonl")
+        return n
