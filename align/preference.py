@@ -1,0 +1,186 @@
+"""Learning from pairs: what TRL's DPO and reward trainers do not do, and nothing they do.
+
+Rows reach the trainers tokenised, with one kind per token of an answer, so that a row is never cut
+silently and two masks can be drawn from it:
+
+    kind          is                                         preference loss        NLL
+    CONTEXT (0)   the template's own tokens, other roles     no                     no
+    CONTENT (1)   what the assistant says                    yes                    yes
+    END (2)       what ends its turn                         unless `mask_format`   yes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from trl import DPOTrainer, RewardTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from align.errors import StageFailed
+
+CONTEXT, CONTENT, END = 0, 1, 2
+
+Batch = dict[str, Any]
+
+
+def accuracy(margins: torch.Tensor) -> torch.Tensor:
+    """How often the chosen answer wins, a tie counting one half: P(m > 0) + P(m = 0) / 2.
+
+    TRL counts a tie as a loss, so that a model that has learnt nothing scores 0 instead of one half.
+    """
+    return ((margins > 0).float() + (margins == 0).float() / 2).mean()
+
+
+@dataclass
+class PairCollator(DataCollatorForPreference):  # type: ignore[misc]
+    """TRL's collator, with the two masks of Llama 3 (arXiv 2407.21783, §4.1.4) from the kinds.
+
+    Rows have `prompt_ids`, `chosen_ids`, `rejected_ids`, `chosen_kinds`, `rejected_kinds` (one kind
+    per token of the answer). A batch of n rows has 2n sequences, the chosen ones first:
+    `completion_mask` (2n, length) is the preference loss's mask, for policy and reference alike;
+    `nll_mask` (n, length) is the chosen answers' mask of the NLL term.
+    """
+
+    mask_format: bool = False
+
+    def torch_call(self, examples: list[Batch]) -> Batch:
+        """Pad to the longest sequence; see the class."""
+        batch: Batch = super().torch_call(examples)
+        kinds = torch.zeros_like(batch["input_ids"])
+        answers = [(row, row["chosen_kinds"]) for row in examples]
+        answers += [(row, row["rejected_kinds"]) for row in examples]
+        for line, (row, of_answer) in zip(kinds, answers, strict=True):
+            start = len(row["prompt_ids"])
+            line[start : start + len(of_answer)] = torch.tensor(of_answer)
+        preference = kinds == CONTENT if self.mask_format else kinds != CONTEXT
+        batch["completion_mask"] = preference.long()
+        batch["nll_mask"] = (kinds[: len(examples)] != CONTEXT).long()
+        return batch
+
+
+class PairTrainer(DPOTrainer):  # type: ignore[misc]
+    """`trl.DPOTrainer` on tokenised pairs, with an NLL term per pair and a first-batch check.
+
+    * `loss_type: [sigmoid, sft]`: TRL's "sft" is the mean over all tokens of a micro-batch, so that
+      its weight depends on how a batch is cut. Here it is the mean over the chosen answer's tokens,
+      then over pairs, as in Iterative RPO (arXiv 2404.19733, eq. 1); and it has its own mask.
+    * The reference's log-probabilities are always in the batch when TRL computes the loss: cached,
+      or computed by TRL's own `compute_ref_log_probs`.
+    * `own_reference` says that the reference is the model as it came in: then a fresh run's rewards
+      must be zero before the first update. Otherwise cached log-probabilities must equal a
+      recomputation. This is what catches a reference that is not the model one thinks it is.
+
+    Raises:
+        StageFailed: from the first batch, if the reference is not what it should be.
+    """
+
+    def __init__(self, *args: Any, own_reference: bool, **options: Any) -> None:
+        self._own_reference = own_reference
+        super().__init__(*args, **options)
+        self._cached = self.precompute_ref_logps
+        self.precompute_ref_logps = True
+        weights = list(zip(self.loss_types, self.loss_weights, strict=True))
+        self._nll_weight = sum(weight for name, weight in weights if name == "sft")
+        self.loss_types = [name for name, _ in weights if name != "sft"]
+        self.loss_weights = [weight for name, weight in weights if name != "sft"]
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        return dataset  # tokenised already; TRL's would tokenise again and cut at max_length
+
+    def compute_ref_log_probs(self, model: Any, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The reference's summed log-probabilities, (n,) and (n,): chosen, rejected."""
+        ours = {key: value for key, value in inputs.items() if key != "nll_mask"}
+        chosen, rejected = super().compute_ref_log_probs(model, ours)
+        return chosen, rejected
+
+    def _compute_loss(self, model: Any, inputs: Batch, return_outputs: bool) -> torch.Tensor:
+        assert not return_outputs, "nothing here asks for logits"
+        inputs = dict(inputs)
+        nll_mask = inputs.pop("nll_mask")[:, 1:]
+        n = len(nll_mask)
+        preference_mask = inputs["completion_mask"][:, 1:]
+        if not self._cached:
+            inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self.compute_ref_log_probs(
+                self.ref_model or self.model, inputs
+            )
+
+        trained = inputs["completion_mask"].bool()
+        trained[:n, 1:] |= nll_mask.bool()
+        labels = inputs["input_ids"].masked_fill(~trained, -100)
+        logps = torch.empty(0)
+
+        def policy(**kwargs: Any) -> Any:
+            nonlocal logps
+            outputs = model(**{**kwargs, "labels": labels})
+            logps = outputs.log_probs
+            outputs.log_probs = logps * preference_mask
+            return outputs
+
+        loss: torch.Tensor = super()._compute_loss(policy, inputs, False)
+        mode = "train" if self.model.training else "eval"
+        metrics = self._metrics[mode]
+        if self._nll_weight:
+            nll = -(logps[:n] * nll_mask).sum(dim=1) / nll_mask.sum(dim=1)
+            loss = loss + self._nll_weight * nll.mean()
+            metrics["nll"].append(self.accelerator.gather(nll.detach()).mean().item())
+        if self.ld_alpha is None:  # with it, TRL weighs the tokens of the longer answer's tail
+            chosen, rejected = (logps.detach() * preference_mask).sum(dim=1).chunk(2)
+            chosen, rejected = (
+                chosen - inputs["ref_chosen_logps"],
+                rejected - inputs["ref_rejected_logps"],
+            )
+            margins = self.accelerator.gather(self.beta * chosen - self.beta * rejected)
+            metrics["rewards/accuracies"][-1] = accuracy(margins).item()
+        if mode == "train" and self.state.global_step == 0:
+            self._check_reference(inputs)
+        return loss
+
+    def _check_reference(self, inputs: Batch) -> None:
+        """Before the first update: see the class. All processes see the same numbers."""
+        whole = self.model.dtype == torch.float32 and not (self.args.bf16 or self.args.fp16)
+        tolerance = 1e-4 if whole else 1e-2
+        if self._own_reference:
+            last = {
+                name: self._metrics["train"][f"rewards/{name}"][-1]
+                for name in ("chosen", "rejected", "margins")
+            }
+            if max(map(abs, last.values())) > tolerance:
+                numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
+                raise StageFailed(
+                    "The reference is not the model that came in: before the first update the "
+                    f"rewards must be 0, and they are {numbers}. Nothing was trained. Delete "
+                    "the stage's cached reference log-probabilities (runs/.cache) and run again; "
+                    "if another reference is meant, name it with `reference:`."
+                )
+        elif self._cached:
+            again = torch.stack(self.compute_ref_log_probs(self.ref_model, inputs))
+            cached = torch.stack([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+            differences = self.accelerator.gather((again - cached).abs())
+            worst = self.beta * differences.max().item()
+            if worst > tolerance:
+                raise StageFailed(
+                    "The cached reference log-probabilities are not the reference's: on the first "
+                    f"batch beta times the difference is up to {worst:.4g}. Nothing was trained. "
+                    "Delete runs/.cache and run again."
+                )
+
+
+class ScoreTrainer(RewardTrainer):  # type: ignore[misc]
+    """`trl.RewardTrainer`, whose accuracy counts a tie as one half."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """TRL's loss: -log sigmoid(chosen - rejected - margin), averaged over pairs."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        chosen, rejected = outputs.logits.detach().squeeze(-1).chunk(2)
+        margins = self.accelerator.gather(chosen - rejected)
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["accuracy"][-1] = accuracy(margins).item()
+        return (loss, outputs) if return_outputs else loss
