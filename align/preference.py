@@ -28,7 +28,7 @@ Batch = dict[str, Any]
 def accuracy(margins: torch.Tensor) -> torch.Tensor:
     """How often the chosen answer wins, a tie counting one half: P(m > 0) + P(m = 0) / 2.
 
-    TRL counts a tie as a loss, so that a model that has learnt nothing scores 0 instead of one half.
+    TRL counts a tie as a loss: a model that has learnt nothing scores 0 there, and one half here.
     """
     return ((margins > 0).float() + (margins == 0).float() / 2).mean()
 
@@ -76,7 +76,12 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         StageFailed: from the first batch, if the reference is not what it should be.
     """
 
+    precompute_ref_logps: bool
+    loss_types: list[str]
+    loss_weights: list[float]
+
     def __init__(self, *args: Any, own_reference: bool, **options: Any) -> None:
+        """As `trl.DPOTrainer`, and whether the reference is the model as it comes in."""
         self._own_reference = own_reference
         super().__init__(*args, **options)
         self._cached = self.precompute_ref_logps
