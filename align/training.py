@@ -1,0 +1,547 @@
+"""What every stage that trains adds to TRL's trainers: order, checkpoints, numbers, a clean stop.
+
+A stage mixes `Ordered` into the trainer it uses, makes its config with `arguments`, runs it with
+`fit`, saves the model and ends with `finish`:
+
+    class Trainer(Ordered, SFTTrainer):
+        pass
+
+    args = training.arguments(SFTConfig, self, out, network)
+    trainer = Trainer(model=network, args=args, train_dataset=rows, processing_class=tokenizer)
+    metrics = training.fit(trainer, self, out)
+    models.save(trainer.model, tokenizer, self.model, out)
+    training.finish(out, metrics)
+
+Nothing here is a loss or a training loop: those are TRL's and transformers'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from align.artifacts import read_json
+from align.errors import StageFailed
+from align.out import Out
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import Trainer
+else:
+    Trainer = object
+
+SAVE_SECONDS = 300
+"""A checkpoint this often, unless the recipe sets `save_steps` or `save_strategy`."""
+
+KEEP = 2
+"""Checkpoints kept while training, beside the best one: the newest may turn out to be damaged."""
+
+COMPLETE = "complete.json"
+"""The file that marks a checkpoint as complete; written last."""
+
+_HUB = "`align push` publishes a model when it is done"
+_BASE = "it belongs to the model: set it in the recipe's `base:`"
+_ORDER = "the rows of a step and their order are the same on any hardware"
+OWNED: dict[str, str] = {
+    "output_dir": "a stage writes to its directory in the store",
+    "seed": "set `seed` on the stage or on the recipe",
+    "data_seed": "set `seed` on the stage or on the recipe",
+    "gradient_accumulation_steps": "it follows from `batch_size` and `per_device_train_batch_size`",
+    "auto_find_batch_size": "`batch_size` is fixed; lower `per_device_train_batch_size` instead",
+    "resume_from_checkpoint": "a stage that was killed goes on by itself",
+    "restore_callback_states_from_checkpoint": "a stage that was killed goes on by itself",
+    "ignore_data_skip": "a stage that was killed goes on by itself",
+    "save_only_model": "a stage that was killed goes on by itself",
+    "save_total_limit": f"the last {KEEP} checkpoints and the best are kept while it trains",
+    "enable_jit_checkpoint": "a stage saves a checkpoint when it is told to stop",
+    "load_best_model_at_end": "the best model is kept where the stage has `eval_data`",
+    "logging_nan_inf_filter": "a loss that is not finite stops the stage",
+    "disable_tqdm": "`align` shows the progress",
+    "use_cpu": "a GPU is used where there is one; hide it with CUDA_VISIBLE_DEVICES=",
+    "train_sampling_strategy": _ORDER,
+    "length_column_name": _ORDER,
+    "shuffle_dataset": _ORDER,
+    "dataloader_drop_last": _ORDER,
+    "accelerator_config": _ORDER,
+    "remove_unused_columns": "stages hand the trainer exactly the columns it needs",
+    "dataset_kwargs": "stages hand the trainer rows that are tokenized",
+    "dataset_text_field": "stages hand the trainer rows that are tokenized",
+    "dataset_num_proc": "stages hand the trainer rows that are tokenized",
+    "do_train": "stages train; `evaluate` is a stage",
+    "do_eval": "stages train; `evaluate` is a stage",
+    "do_predict": "stages train; `evaluate` is a stage",
+    "model_init_kwargs": _BASE,
+    "trust_remote_code": "code from the hub is not run",
+    "chat_template_path": _BASE,
+    "eos_token": _BASE,
+    "pad_token": _BASE,
+    "push_to_hub": _HUB,
+    "hub_model_id": _HUB,
+    "hub_strategy": _HUB,
+    "hub_token": "tokens come from the environment, never from a recipe",
+    "hub_private_repo": _HUB,
+    "hub_always_push": _HUB,
+    "hub_revision": _HUB,
+}
+"""Keys of TRL's configs that a recipe may not set, and why."""
+
+
+_EVALUATED: dict[str, Any] = {
+    "eval_strategy": "steps",
+    "eval_steps": 0.1,
+    "save_strategy": "best",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "greater_is_better": False,
+    "prediction_loss_only": True,
+}
+
+
+class Trained(Protocol):
+    """The settings of a training stage that this module reads.
+
+    With `eval_data`, the loss on it is measured ten times unless `trainer:` says otherwise, the
+    best checkpoint becomes the model, and `patience` measurements without a better one end it.
+    """
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def trainer(self) -> dict[str, Any]: ...  # noqa: D102
+    @property
+    def eval_data(self) -> Sequence[Any]: ...  # noqa: D102
+    @property
+    def patience(self) -> int: ...  # noqa: D102
+
+
+def rank() -> int:
+    """The number of this process among those of the stage; 0 writes."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def arguments(config_class: type, stage: Trained, out: Out, network: Any, **defaults: Any) -> Any:
+    """A TRL config: the recipe's `trainer:` over the stage's `defaults` over ours.
+
+    `network` is the loaded model: a quantized one is trained under bf16, because TRL casts its
+    trainable weights to bf16 (measured: RewardTrainer fails otherwise).
+
+    Raises:
+        StageFailed: `batch_size` cannot be cut into equal parts.
+    """
+    import torch
+
+    gpu = torch.cuda.is_available()
+    quantized = bool(getattr(network, "is_quantized", False))
+    settings: dict[str, Any] = {
+        "bf16": quantized or (gpu and torch.cuda.is_bf16_supported()),
+        "gradient_checkpointing": gpu,
+        "logging_steps": 1,
+        "save_strategy": "steps" if "save_steps" in stage.trainer else "no",
+        "report_to": "none",
+        **(_EVALUATED if stage.eval_data else {}),
+        **defaults,
+        **stage.trainer,
+    }
+    # transformers warns about the old name, TRL still documents it
+    settings.setdefault("activation_checkpointing", settings.pop("gradient_checkpointing"))
+    if "gradient_checkpointing_kwargs" in settings:
+        settings["activation_checkpointing_kwargs"] = settings.pop("gradient_checkpointing_kwargs")
+    if settings.get("fp16"):
+        settings["bf16"] = False
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = settings.pop("per_device_train_batch_size", None)
+    settings["per_device_train_batch_size"] = _micro_batch(stage.batch_size, world, micro)
+    share = stage.batch_size // world
+    if os.environ.get("CI") is None:
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    return config_class(
+        output_dir=str(out.path / "checkpoints"),
+        seed=stage.seed,
+        data_seed=stage.seed,
+        gradient_accumulation_steps=share // settings["per_device_train_batch_size"],
+        use_cpu=not gpu,
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+        dataloader_pin_memory=settings.pop("dataloader_pin_memory", gpu),
+        **settings,
+    )
+
+
+def _micro_batch(batch: int, world: int, asked: int | None) -> int:
+    """Rows that one device holds at once: as asked, else the largest divisor up to 8."""
+    if batch % world:
+        raise StageFailed(
+            f"batch_size {batch} cannot be shared by {world} processes. "
+            f"Set batch_size to a multiple of {world}."
+        )
+    share = batch // world
+    if asked is None:
+        return max(n for n in range(1, min(8, share) + 1) if share % n == 0)
+    if asked > share or share % asked:
+        raise StageFailed(
+            f"batch_size {batch} on {world} processes is {share} rows each, which cannot be cut "
+            f"into parts of {asked}. Set trainer.per_device_train_batch_size to a divisor of "
+            f"{share}."
+        )
+    return asked
+
+
+class Order:
+    """The order of an epoch's rows: a sampler that knows nothing of devices or micro-batches.
+
+    `lengths` are tokens per row, `batch` rows per step. Rows are shuffled from (seed, epoch), cut
+    into megabatches of up to 50 steps, sorted by length in each, and cut into steps, which are
+    shuffled; the step with the longest row comes first, so that too little memory shows at once.
+    The epoch is filled up to whole steps with its own first rows.
+    """
+
+    def __init__(self, lengths: Sequence[int], seed: int, batch: int) -> None:
+        import numpy as np
+
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.seed = seed
+        self.batch = batch
+        self.epoch = 0
+        self._tokens: list[np.ndarray[Any, Any]] = []
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-len(self.lengths) // self.batch)
+
+    @property
+    def repeated(self) -> int:
+        """Rows seen once more in an epoch, to fill its last step."""
+        return self.steps * self.batch - len(self.lengths)
+
+    def __len__(self) -> int:
+        return self.steps * self.batch
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.rows(self.epoch).tolist())
+
+    def rows(self, epoch: int) -> np.ndarray[Any, Any]:
+        """The rows of that epoch, in order; `batch` of them are a step."""
+        import numpy as np
+
+        random = np.random.default_rng([self.seed, epoch])
+        shuffled = np.resize(random.permutation(len(self.lengths)), len(self))
+        mega = max(1, min(50, self.steps // 4)) * self.batch
+        parts = [shuffled[i : i + mega] for i in range(0, len(self), mega)]
+        ordered = [part[np.argsort(-self.lengths[part], kind="stable")] for part in parts]
+        steps = np.concatenate(ordered).reshape(self.steps, self.batch)
+        steps = steps[random.permutation(self.steps)]
+        longest = int(self.lengths[steps].max(axis=1).argmax())
+        steps[[0, longest]] = steps[[longest, 0]]
+        return steps.reshape(-1)
+
+    def tokens(self, step: int) -> int:
+        """Tokens of the first `step` steps. Counted here: TRL's count restarts after a resume."""
+        epochs, rest = divmod(step, self.steps)
+        for epoch in range(len(self._tokens), epochs + (rest > 0)):
+            lengths = self.lengths[self.rows(epoch)].reshape(self.steps, self.batch)
+            self._tokens.append(lengths.sum(axis=1).cumsum())
+        whole = sum(int(ends[-1]) for ends in self._tokens[:epochs])
+        return whole + (int(self._tokens[epochs][rest - 1]) if rest else 0)
+
+
+class Ordered(Trainer):  # type: ignore[misc]
+    """Mixed into a TRL trainer, before it: `class Trainer(Ordered, SFTTrainer)`.
+
+    Sets the order of rows, stops at a loss that is not finite, writes `metrics.jsonl`, marks
+    checkpoints as complete, and stops cleanly between two steps when it is told to.
+    """
+
+    out: Out
+    """Set by `fit`."""
+
+    order: Order
+    stop_asked = False
+    """Told to stop: done at the end of the step, with a checkpoint."""
+
+    _saved_at = 0.0
+    _saved_step = 0
+
+    def lengths(self, dataset: Any) -> list[int]:
+        """Tokens of every row of the data set: its `input_ids`, else all its `..._ids` columns."""
+        import pyarrow.compute  # type: ignore[import-untyped]
+
+        columns = [name for name in dataset.column_names if name.endswith("_ids")]
+        columns = ["input_ids"] if "input_ids" in columns else columns
+        table = dataset.with_format("arrow")[:]
+        lengths = [pyarrow.compute.list_value_length(table[name]).to_numpy() for name in columns]
+        return [int(length) for length in sum(lengths)]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        args = self.args
+        batch = (
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        )
+        self.order = Order(self.lengths(dataset), args.seed, batch)
+        return self.order
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        self.order.epoch = kwargs["epoch"]  # not set_epoch: it does not reach a sampler that skips
+        super()._run_epoch(**kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """One micro-batch.
+
+        Raises:
+            StageFailed: the loss is not finite.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if not math.isfinite(loss):
+            raise StageFailed(
+                f"The loss is {float(loss)} at step {self.state.global_step + 1}. Lower "
+                f"trainer.learning_rate (now {self.args.learning_rate:g}), or look for broken rows "
+                "in the data; the last checkpoint is kept."
+            )
+        return loss
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        due = self.args.save_strategy in ("no", "best") and (
+            time.monotonic() - self._saved_at > SAVE_SECONDS
+        )
+        self.stop_asked, due = self._agreed(self.stop_asked, due)
+        if self.stop_asked:
+            self.control.should_training_stop = True
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if (self.stop_asked or due) and self._saved_step != self.state.global_step:
+            self._save_checkpoint(model, trial)
+        if self.is_world_process_zero():
+            self.out.progress(self.state.global_step, self.state.max_steps, "steps")
+
+    def _agreed(self, *flags: bool) -> list[bool]:
+        """The flags that any process has raised: a signal reaches processes at different steps."""
+        if self.args.world_size == 1:
+            return list(flags)
+        import torch
+
+        raised = torch.tensor(flags, dtype=torch.int32, device=self.args.device)
+        torch.distributed.all_reduce(raised, op=torch.distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in raised.tolist()]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Write the numbers to `metrics.jsonl`, with our own count of tokens."""
+        super().log(logs, start_time)
+        numbers = self.state.log_history[-1]
+        if "train_runtime" in numbers:  # TRL's averages of one call: wrong after a resume
+            return
+        numbers.pop("num_tokens", None)
+        numbers.pop("eval_num_tokens", None)
+        numbers["tokens"] = self.order.tokens(self.state.global_step)
+        if self.is_world_process_zero():
+            self.out.metrics(**numbers)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            seal(folder / f"checkpoint-{self.state.global_step}", self.args.world_size)
+            best = Path(self.state.best_model_checkpoint or "none")
+            for old in checkpoints(folder)[KEEP:]:
+                if old != best:
+                    shutil.rmtree(old)
+        self._saved_at = time.monotonic()
+        self._saved_step = self.state.global_step
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None here: TRL's names local paths; `align push` writes the card."""
+
+    def _send_telemetry(self) -> None:
+        """None."""
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a training, newest first, complete or not."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[11:]), reverse=True)
+
+
+def seal(checkpoint: Path, world: int) -> None:
+    """Mark a checkpoint as complete: every file on disk, its size and sha256 in `complete.json`."""
+    files = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file():
+            files[str(path.relative_to(checkpoint))] = _digest(path)
+    temporary = checkpoint / f"{COMPLETE}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump({"world": world, "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, checkpoint / COMPLETE)
+    for folder in (checkpoint, checkpoint.parent):
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None where every file is as it was written.
+
+    transformers itself goes on silently, to other weights, where the optimizer's or the random
+    state is missing or a bit has flipped.
+    """
+    if not (checkpoint / COMPLETE).is_file():
+        return "it was not written to its end"
+    try:
+        files = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError, TypeError):
+        return f"{COMPLETE} is damaged"
+    for name, digest in files.items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if _digest(checkpoint / name) != digest:
+            return f"{name} is damaged"
+    return None
+
+
+def last_checkpoint(folder: Path, out: Out) -> Path | None:
+    """The newest checkpoint that is whole. Newer ones are set aside by name, which is said."""
+    for path in checkpoints(folder):
+        problem = damage(path)
+        if problem is None:
+            best = read_json(path / "trainer_state.json")["best_model_checkpoint"]
+            if best is None or (problem := damage(Path(best))) is None:
+                return path
+            problem = f"the best one so far, {Path(best).name}, is lost: {problem}"
+        aside = path.with_name(path.name + ".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        out.say(f"{path.name} is not used: {problem}. It is now {aside.name}.")
+    return None
+
+
+def fit(trainer: Ordered, stage: Trained, out: Out) -> dict[str, float]:
+    """Train to the end, from the last whole checkpoint where there is one.
+
+    Returns `loss` (the mean over the last tenth of the steps), `steps`, `tokens`, `seconds` and
+    `tokens_per_second` (of this process's part), and the last `eval_...` numbers.
+
+    Raises:
+        StageFailed: the loss or the weights are not finite.
+        KeyboardInterrupt: told to stop (SIGTERM, SIGINT); a checkpoint was saved.
+    """
+    import torch
+    from transformers import EarlyStoppingCallback
+    from transformers.trainer_callback import PrinterCallback, TrainerState
+
+    trainer.out = out
+    trainer.remove_callback(PrinterCallback)
+    if stage.eval_data:
+        trainer.add_callback(EarlyStoppingCallback(stage.patience))
+    main = trainer.is_world_process_zero()
+    folder = Path(trainer.args.output_dir)
+    if main:
+        last_checkpoint(folder, out)
+    trainer.accelerator.wait_for_everyone()
+    checkpoint = next(iter(checkpoints(folder)), None)
+    done = int(checkpoint.name[11:]) if checkpoint else 0
+    if main:
+        _forget(out.path / "metrics.jsonl", done)
+        if checkpoint:
+            out.say(f"Going on from {checkpoint.name}.")
+    started = time.monotonic()
+    trainer._saved_at = started
+    state = TrainerState.load_from_json(checkpoint / "trainer_state.json") if checkpoint else None
+    if checkpoint and state and state.global_step >= state.max_steps:
+        # transformers would train one more step
+        trainer.state = state
+        trainer._load_from_checkpoint(state.best_model_checkpoint or str(checkpoint))
+        trainer.get_train_dataloader()
+    else:
+        with _stopping(trainer):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.stop_asked:
+        raise KeyboardInterrupt
+    for name, weight in trainer.model.named_parameters():
+        if weight.requires_grad and not torch.isfinite(weight).all():
+            raise StageFailed(
+                f"{name} is not finite after training. "
+                f"Lower trainer.learning_rate (now {trainer.args.learning_rate:g})."
+            )
+    if trainer.order.repeated:
+        out.count("rows.repeated_to_fill_a_step", trainer.order.repeated)
+    return _summary(trainer, done, time.monotonic() - started)
+
+
+def _summary(trainer: Ordered, done: int, seconds: float) -> dict[str, float]:
+    state = trainer.state
+    losses = [line for line in state.log_history if "loss" in line]
+    late = [line["loss"] for line in losses if line["step"] > 0.9 * state.global_step]
+    evaluated = [line for line in state.log_history if "eval_loss" in line]
+    tokens = trainer.order.tokens(state.global_step)
+    return {
+        "loss": sum(late) / max(1, len(late)),
+        "steps": state.global_step,
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": (tokens - trainer.order.tokens(done)) / seconds,
+        **({k: v for k, v in evaluated[-1].items() if k.startswith("eval_")} if evaluated else {}),
+    }
+
+
+def _forget(metrics: Path, step: int) -> None:
+    """Drop the lines of steps after `step`, which are done again."""
+    if not metrics.exists():
+        return
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    kept = [
+        line for line in lines if line.endswith("}") and json.loads(line).get("step", 0) <= step
+    ]
+    temporary = metrics.with_suffix(".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, metrics)
+
+
+@contextlib.contextmanager
+def _stopping(trainer: Ordered) -> Iterator[None]:
+    """The first SIGTERM or SIGINT ends the training after its step; a second one acts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, frame: Any) -> None:
+        trainer.stop_asked = True
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def finish(out: Out, metrics: dict[str, float]) -> None:
+    """End a training stage: its numbers into `metrics.json`."""
+    if rank() == 0:
+        (out.path / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
