@@ -13,6 +13,9 @@ from typing import Any
 EXAMPLES = 5
 """How many examples of each kind of dropped row are kept in the artifact."""
 
+SAID = "» "
+"""How a line for the person who watches begins in the log; the runner shows these lines."""
+
 
 class Out:
     """A stage's directory while it is being made, and the ways a stage speaks.
@@ -20,17 +23,26 @@ class Out:
     `path` is the `.partial` directory: whatever lies there when `run` returns is the artifact, and
     after a kill the stage is run again in the same directory, with what it had written.
     `cache` is a directory shared by all stages whose content may be deleted at any time.
+    `main` is false on all but the first of several processes that run one stage together: there
+    everything below does nothing.
+
+    `path/"checkpoints"` and files called `*.tmp` are for going on after a kill: they are removed
+    when the artifact is complete.
     """
 
-    def __init__(self, path: Path, cache: Path) -> None:
+    def __init__(self, path: Path, cache: Path, main: bool = True) -> None:
         self.path = path
         self.cache = cache
+        self.main = main
         self.counts: dict[str, Any] = {}
         self._progress_at = 0.0
 
     def say(self, message: str) -> None:
         """One line for the person who watches, and for the log."""
-        print(message, file=sys.stderr, flush=True)
+        if self.main:
+            print(
+                "\n".join(SAID + line for line in message.splitlines()), file=sys.stderr, flush=True
+            )
 
     def count(self, name: str, n: int = 1, example: Any = None) -> None:
         """Add to a count of the artifact (`rows`, `dropped.too_long` …), with an example of it."""
@@ -41,13 +53,15 @@ class Out:
 
     def metrics(self, **numbers: Any) -> None:
         """One line of `metrics.jsonl`."""
+        if not self.main:
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), **numbers}) + "\n")
 
     def progress(self, done: float, total: float, unit: str, note: str = "") -> None:
         """How far the stage is; shown as a bar, and by `align status`. Cheap to call often."""
         now = time.monotonic()
-        if now - self._progress_at < 0.2 and done < total:
+        if not self.main or (now - self._progress_at < 0.2 and done < total):
             return
         self._progress_at = now
         state = {"done": done, "total": total, "unit": unit, "note": note}
@@ -57,6 +71,8 @@ class Out:
 
     def write_rows(self, rows: Iterable[dict[str, Any]], name: str = "rows") -> int:
         """Write `data/<name>.jsonl` at once or not at all; returns the number of rows."""
+        if not self.main:
+            return sum(1 for _ in rows)
         (self.path / "data").mkdir(exist_ok=True)
         n = 0
         temporary = self.path / "data" / f"{name}.jsonl.tmp"

@@ -1,0 +1,141 @@
+"""How a training stage is spread over devices: `launch:` and `accelerate launch`.
+
+`launch:` is a profile file (what `accelerate config` writes) or a mapping of `accelerate launch`'s
+own options (`num_processes: 4, use_fsdp: true`). It says where a stage runs, so it is recorded with
+the artifact and is not part of its key.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from align.errors import StageFailed
+
+KINDS = ("multi_gpu", "use_fsdp", "use_deepspeed", "use_megatron_lm", "tpu", "cpu")
+"""The options of which `accelerate launch` wants one to start more than one process."""
+
+
+@functools.cache
+def devices() -> int:
+    """How many accelerators there are, without importing torch, which would open them."""
+    if sys.platform == "darwin" or Path("/dev/dxg").exists():
+        return 1
+    found = len(glob("/dev/nvidia[0-9]*"))
+    if Path("/dev/kfd").exists():
+        found += len(glob("/dev/dri/renderD*"))
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        if name in os.environ:
+            chosen = [
+                part for part in os.environ[name].split(",") if part.strip() not in ("", "-1")
+            ]
+            found = min(found, len(chosen))
+    return found
+
+
+def processes(settings: dict[str, Any]) -> int:
+    """How many processes run a stage: what `launch:` says, else one for every device."""
+    if "launch" not in settings:
+        return 1
+    launch = settings["launch"]
+    if isinstance(launch, str):
+        launch = YAML(typ="safe").load(Path(launch).expanduser().read_text(encoding="utf-8"))
+    if launch and "num_processes" in launch:
+        return int(launch["num_processes"])
+    return max(1, devices())
+
+
+def command(work: Path, settings: dict[str, Any]) -> list[str]:
+    """The `accelerate launch` that starts every rank of the stage in `work`.
+
+    On a CPU `--multi_gpu` is what makes it start several processes; `--cpu --num_processes 2`
+    starts one without saying so. Port 0 is a free port, so that two runs can share a machine.
+    """
+    launch: dict[str, Any] | str | None = settings["launch"]
+    if isinstance(launch, str):
+        options = ["--config_file", str(Path(launch).expanduser())]
+    else:
+        launch = {"num_processes": processes(settings), **(launch or {})}
+        if launch["num_processes"] > 1 and not any(launch.get(kind) for kind in KINDS):
+            launch["multi_gpu"] = True
+        launch.setdefault("main_process_port", 0)
+        options = ["--config_file", str(_plain(work))]
+        for name, value in launch.items():
+            if value is True and name in flags():
+                options.append(f"--{name}")
+            elif value is not None and not (value is False and name in flags()):
+                options += [f"--{name}", str(value).lower() if value is True else str(value)]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", *options]
+    return [*accelerate, "--module", "align.worker", "--rank", str(work)]
+
+
+def _plain(work: Path) -> Path:
+    """A profile that says nothing: without one, accelerate reads the one in the home directory."""
+    path = work / "launch.tmp"
+    path.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: 'no'\n"
+        "num_machines: 1\nuse_cpu: false\ndebug: false\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def check_world(expected: int) -> None:
+    """Join the other processes of this stage, and see that all of them are there.
+
+    Raises:
+        StageFailed: fewer or more started than the recipe asked for.
+    """
+    from accelerate import PartialState
+
+    started = PartialState(cpu=devices() == 0).num_processes
+    if started != expected:
+        raise StageFailed(
+            f"launch: asks for {expected} processes, and {started} started. `accelerate launch` "
+            "needs one of multi_gpu, use_fsdp or use_deepspeed to start several, and ignores "
+            "num_processes with cpu."
+        )
+
+
+@functools.cache
+def _options() -> dict[str, bool]:
+    """The options of the installed `accelerate launch`: name -> whether it is a bare flag."""
+    spec = importlib.util.find_spec("accelerate")
+    assert spec is not None and spec.origin is not None
+    source = Path(spec.origin).with_name("commands") / "launch.py"
+    found = {}
+    for call in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+            continue
+        if call.func.attr == "add_argument":
+            keywords = {word.arg: word.value for word in call.keywords}
+            action = keywords.get("action")
+            flag = isinstance(action, ast.Constant) and action.value == "store_true"
+            for word in call.args:
+                if isinstance(word, ast.Constant) and str(word.value).startswith("--"):
+                    found[str(word.value)[2:].replace("-", "_")] = flag
+    return found
+
+
+def flags() -> frozenset[str]:
+    """Options that are given without a value."""
+    return frozenset(name for name, flag in _options().items() if flag)
+
+
+def problems(launch: dict[str, Any] | str | None) -> Iterator[tuple[str, str]]:
+    """What is wrong with a `launch:`, as (key, message); for `Stage.check`."""
+    if isinstance(launch, str) and not Path(launch).expanduser().is_file():
+        yield "launch", f'"{launch}" is no file; `accelerate config --config_file` writes one.'
+    if isinstance(launch, dict):
+        for name in launch:
+            if name not in _options() or name in ("config_file", "module"):
+                yield f"launch.{name}", "is no option of `accelerate launch`."

@@ -1,0 +1,291 @@
+"""One stage, in a process of its own.
+
+    python -m align.worker DIRECTORY       make the stage in that .partial directory, by hand
+    ... DIRECTORY --runner PID             the same for a runner: everything said goes to log.txt
+    ... --rank DIRECTORY                   one of several processes of it (accelerate starts these)
+    ... --fork --runner PID                the warm parent (processes.py)
+
+`stage.json` in the directory says what to do. Exit codes are the command's: 0 made, 1 failed,
+3 made and a gate said stop, 130 stopped by a signal and ready to go on. A sentence for the user is
+left in `error.json`; anything else that is raised leaves its traceback in the log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import gc
+import json
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from align import launch, processes, records, store, versions
+from align.artifacts import Model, read_json
+from align.errors import GateStopped, StageFailed
+from align.out import Out
+from align.settings import Stage
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `python -m align.worker`."""
+    parser = argparse.ArgumentParser(prog="python -m align.worker", description="Make one stage.")
+    parser.add_argument("directory", nargs="?", type=Path, help="the stage's .partial directory")
+    parser.add_argument("--runner", type=int, metavar="PID", help=argparse.SUPPRESS)
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--fork", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    if os.environ.get("PYTHONHASHSEED") != "0":  # by hand: begin again in a runner's environment
+        again = [sys.executable, "-m", "align.worker", *(arguments or sys.argv[1:])]
+        os.execve(sys.executable, again, processes.environment())
+    if asked.runner:
+        processes.die_with(asked.runner)
+    if asked.fork:
+        return serve()
+    if asked.directory is None or not (asked.directory / "stage.json").is_file():
+        parser.error("DIRECTORY must be a stage's .partial directory, which holds a stage.json")
+    work = asked.directory.resolve()
+    return guarded(rank if asked.rank else make, work)
+
+
+def guarded(do: Callable[[Path], int], work: Path) -> int:
+    """Call `do(work)`: the border of the process, where exceptions become an exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # training sets one of its own
+    try:
+        return do(work)
+    except KeyboardInterrupt:
+        return 130
+    except StageFailed as failure:
+        return _failed(work, str(failure), failure.exit_code)
+    except Exception as error:  # the last frame of the process: to the log, with its traceback
+        traceback.print_exc()
+        return _failed(work, store.full(work) if store.is_full(error, work) else "", 1)
+
+
+def _failed(work: Path, sentence: str, code: int) -> int:
+    if sentence:
+        sys.stderr.write(sentence + "\n")
+        with contextlib.suppress(OSError):  # a full disk; the runner sees that itself
+            store.write_json(work / "error.json", {"error": sentence, "exit_code": code})
+    return code
+
+
+# Making
+
+
+def make(work: Path) -> int:
+    """Make the artifact: check what it consumes, run the stage, publish."""
+    name = work.name.removesuffix(store.PARTIAL)
+    with store.lock(work.parent, name, f"{name} is being made"):
+        if (work / store.MANIFEST).is_file():  # killed between the manifest and the rename
+            with contextlib.suppress(StageFailed):
+                about = store.verify(work)
+                store.finish(work)
+                return 3 if about["stopped"] else 0
+            (work / store.MANIFEST).unlink()
+        record = read_json(work / "stage.json")
+        for scratch in ("error.json", "made.json", "progress.json"):
+            (work / scratch).unlink(missing_ok=True)
+        (work / "metrics.jsonl").touch()
+        (work / "log.txt").touch()
+        for path in store.used(work.parent / key for key in record["inputs"]):
+            store.verify(path)
+        if launch.processes(record["settings"]) > 1:
+            spread(work, record)
+        else:
+            perform(work, record)
+        made = read_json(work / "made.json")
+        made["made_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        with quiet(work / "log.txt"):
+            store.publish(work, made)
+    return 3 if made["stopped"] else 0
+
+
+def perform(work: Path, record: dict[str, Any], main: bool = True) -> None:
+    """Run the stage and leave what the manifest will say about it in `made.json`."""
+    begun = time.monotonic()
+    stage = records.restore(record, work.parent)
+    out = Out(work, work.parent / ".cache", main)
+    out.cache.mkdir(exist_ok=True)
+    seed(stage)
+    stopped = None
+    try:
+        stage.run(out)
+    except GateStopped as gate:
+        stopped = str(gate)
+    if main:
+        facts = {
+            **{name: record[name] for name in ("kind", "name", "recipe", "inputs")},
+            "versions": versions.libraries(),
+            "shelf": versions.shelf_files(record),
+            **machine(),
+            "launch": record["settings"].get("launch"),
+            "seconds": round(time.monotonic() - begun, 3),
+            "counts": out.counts,
+            "stopped": stopped,
+        }
+        store.write_json(work / "made.json", facts)
+
+
+def seed(stage: Stage) -> None:
+    """Seed the global generators. A stage without a model has no need to import torch for it."""
+    random.seed(stage.seed)
+    touched = [type(getattr(stage, name)) for name in type(stage).model_fields]
+    touched.append(typing.get_type_hints(type(stage).run)["return"])
+    if any(issubclass(one, Model) for one in touched):
+        from transformers import set_seed
+
+        set_seed(stage.seed)
+
+
+def machine() -> dict[str, Any]:
+    """On what it ran: device, threads, processes."""
+    device = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                device = line.partition(":")[2].strip()
+                break
+    threads, world_size = 1, 1
+    if "torch" in sys.modules:
+        import torch
+
+        threads = torch.get_num_threads()
+        if torch.cuda.is_available():
+            device = torch.cuda.get_device_name()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            world_size = torch.distributed.get_world_size()
+    return {"device": device, "threads": threads, "world_size": world_size}
+
+
+@contextlib.contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Say nothing to the log while its hash is taken, and after that; unless publishing fails."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not os.path.samestat(os.fstat(2), log.stat()):  # by hand: that is a terminal
+        yield
+        return
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except BaseException:
+        os.dup2(before, 1)
+        os.dup2(before, 2)
+        raise
+
+
+# Several processes
+
+
+def spread(work: Path, record: dict[str, Any]) -> None:
+    """Run the stage in several processes under `accelerate launch`; we wait, then publish."""
+    command = launch.command(work, record["settings"])
+    sys.stderr.write("+ " + " ".join(command) + "\n")
+    ours = os.getpid()
+    ranks = subprocess.Popen(command, preexec_fn=lambda: processes.die_with(ours))
+    try:
+        code = ranks.wait()
+    except KeyboardInterrupt:
+        ranks.terminate()  # it tells its processes, and gives them 30 s
+        ranks.wait()
+        raise
+    if code and (work / "error.json").is_file():
+        raise StageFailed(read_json(work / "error.json")["error"])
+    if code:
+        raise SystemExit(1)
+
+
+def rank(work: Path) -> int:
+    """One of the processes that `spread` started."""
+    processes.die_with(os.getppid())
+    record = read_json(work / "stage.json")
+    launch.check_world(launch.processes(record["settings"]))
+    from accelerate import PartialState
+
+    perform(work, record, main=PartialState().is_main_process)
+    return 0
+
+
+# The warm parent
+
+
+def serve() -> int:
+    """Import the libraries, then fork a child for every request: a line of JSON on stdin."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reports = os.dup(1)
+    os.dup2(2, 1)
+
+    def report(**said: Any) -> None:
+        os.write(reports, json.dumps(said).encode() + b"\n")
+
+    preload()
+    gc.collect()
+    gc.freeze()  # collections in a child then leave the shared pages alone
+    server = os.getpid()
+    for line in sys.stdin:
+        threads = len(os.listdir("/proc/self/task"))
+        if threads != 1:
+            report(stuck=f"the warm parent has {threads} threads")
+            continue
+        child = os.fork()
+        if child == 0:
+            processes.die_with(server)
+            code = 1
+            try:
+                code = forked(Path(json.loads(line)["work"]), report)
+            except SystemExit as end:
+                code = int(end.code or 0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                atexit._run_exitfuncs()
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        report(pid=child)
+        _, status = os.waitpid(child, 0)
+        report(exit=os.waitstatus_to_exitcode(status))
+    return 0
+
+
+def forked(work: Path, report: Any) -> int:
+    """The child: show that tensors work here, then make the stage."""
+    log = os.open(work / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for descriptor, number in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(descriptor, number)
+    import torch
+
+    torch.ones(1 << 16).mul_(2).sum()  # large enough for two threads: a bad fork hangs here
+    report(ready=os.getpid())
+    return guarded(make, work)
+
+
+def preload() -> None:
+    """Everything heavy that stages import, and nothing else: no tensors, no threads."""
+    import accelerate  # noqa: F401
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
+    import torch  # noqa: F401
+    import transformers.models.llama.modeling_llama
+    import transformers.trainer  # noqa: F401
+    from trl import DPOTrainer, RewardTrainer, SFTTrainer  # noqa: F401
+
+
+if __name__ == "__main__":
+    sys.exit(main())
