@@ -125,7 +125,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StageFailed(f"{path} is missing. Run the stage that makes it again.") from None
-    except json.JSONDecodeError as error:
-        raise StageFailed(f"{path} is damaged ({error}). Delete its directory and run again.") from None
+    except ValueError as error:  # no JSON, or no text
+        raise StageFailed(
+            f"{path} is damaged ({error}). Delete its directory and run again."
+        ) from None
     assert isinstance(value, dict), f"{path} holds no JSON object"
     return value
