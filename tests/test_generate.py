@@ -1,0 +1,252 @@
+"""Draws that do not depend on their company, and likelihoods."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from align.generate import (
+    Completion,
+    _draw,
+    exponential,
+    generate,
+    likelihoods,
+    mix,
+    row_seed,
+    stop_ids,
+    unknown_options,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Any:
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    # A random model is nearly flat: sharpen it, so that greedy answers differ from each other.
+    with torch.no_grad():
+        loaded.lm_head.weight.mul_(20)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    numbers = random.Random(0)
+    return [
+        [1, *(numbers.randrange(7, 260) for _ in range(numbers.randrange(1, 30)))]
+        for _ in range(12)
+    ]
+
+
+IDS = [f"p{i}" for i in range(12)]
+SAMPLING = {"temperature": 1.0, "max_new_tokens": 40}
+
+
+def draw(model: Any, tokenizer: Any, prompts: Any, **settings: Any) -> dict[int, list[Completion]]:
+    settings = {"ids": IDS, "generation": SAMPLING, **settings}
+    return dict(generate(model, tokenizer, prompts, **settings))
+
+
+def tokens_of(answers: dict[int, list[Completion]]) -> dict[int, list[list[int]]]:
+    return {i: [a.token_ids for a in found] for i, found in answers.items()}
+
+
+def test_greedy_answers_are_those_of_transformers_generate(
+    model: Any, tokenizer: Any, prompts: Any
+) -> None:
+    mine = draw(model, tokenizer, prompts, generation={"do_sample": False, "max_new_tokens": 40})
+    for i, prompt in enumerate(prompts):
+        theirs = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=40,
+        )[0, len(prompt) :].tolist()
+        assert mine[i][0].token_ids == theirs
+
+
+def test_an_answer_is_the_same_alone_in_any_batch_and_in_any_order(
+    model: Any, tokenizer: Any, prompts: Any
+) -> None:
+    together = tokens_of(draw(model, tokenizer, prompts, n=4, seed=3))
+    for rows in (1, 5, 16, 1000):
+        assert tokens_of(draw(model, tokenizer, prompts, n=4, seed=3, rows=rows)) == together
+    order = list(range(12))
+    random.Random(1).shuffle(order)
+    shuffled = generate(
+        model,
+        tokenizer,
+        [prompts[i] for i in order],
+        [IDS[i] for i in order],
+        n=4,
+        seed=3,
+        generation=SAMPLING,
+    )
+    assert {order[i]: [a.token_ids for a in found] for i, found in shuffled} == together
+    alone = draw(model, tokenizer, prompts[7:8], ids=IDS[7:8], n=4, seed=3)
+    assert tokens_of(alone)[0] == together[7]
+
+
+def test_more_answers_keep_the_first_ones(model: Any, tokenizer: Any, prompts: Any) -> None:
+    two = tokens_of(draw(model, tokenizer, prompts, n=2))
+    five = tokens_of(draw(model, tokenizer, prompts, n=5))
+    assert all(five[i][:2] == two[i] for i in two)
+
+
+def test_seeds_prompts_and_samples_differ(model: Any, tokenizer: Any, prompts: Any) -> None:
+    same = [prompts[0]] * 3
+    a = tokens_of(draw(model, tokenizer, same, ids=["a", "b", "c"], n=3, seed=0))
+    b = tokens_of(draw(model, tokenizer, same, ids=["a", "b", "c"], n=3, seed=1))
+    answers = [tuple(t) for drawn in (a, b) for i in drawn for t in drawn[i]]
+    assert len(set(answers)) == 18
+
+
+def test_no_option_means_the_plain_distribution_and_not_the_fifty_likeliest_tokens(
+    model: Any, tokenizer: Any
+) -> None:
+    """Trap: transformers applies `top_k=50` whenever `do_sample=True` says nothing of it."""
+    flat = AutoModelForCausalLM.from_config(model.config).eval()
+    with torch.no_grad():
+        flat.lm_head.weight.zero_()
+    drawn = draw(flat, tokenizer, [[1, 50]], ids=["x"], n=3000, generation={"max_new_tokens": 1})
+    counts = np.bincount([a.token_ids[0] for a in drawn[0]], minlength=flat.config.vocab_size)
+    assert (counts > 0).sum() > 250
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.7},
+        {"top_k": 20},
+        {"top_p": 0.8},
+        {"min_p": 0.02},
+        {"temperature": 1.5, "top_k": 40, "top_p": 0.9},
+    ],
+    ids=str,
+)
+def test_draws_follow_the_distribution_that_transformers_would_draw_from(
+    model: Any, tokenizer: Any, options: dict[str, Any]
+) -> None:
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    prompt = [1, 30, 31, 32]
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt])).logits[:, -1] / 5
+    warpers = LogitsProcessorList()
+    if "temperature" in options:
+        warpers.append(TemperatureLogitsWarper(options["temperature"]))
+    if "top_k" in options:
+        warpers.append(TopKLogitsWarper(options["top_k"]))
+    if "top_p" in options:
+        warpers.append(TopPLogitsWarper(options["top_p"]))
+    if "min_p" in options:
+        warpers.append(MinPLogitsWarper(options["min_p"]))
+    expected = warpers(torch.tensor([prompt]), logits.clone()).softmax(-1)[0]
+    key = torch.tensor([row_seed(0, "x", k) for k in range(20000)])
+    full = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    token, logprob = _draw(logits.expand(20000, -1), key, 0, {**full, **options})
+    counts = torch.bincount(token, minlength=len(expected)).numpy()
+    assert (counts[expected.numpy() == 0] == 0).all()
+    torch.testing.assert_close(logprob, expected[token].log(), atol=1e-5, rtol=1e-5)
+    likely = expected.numpy() * 20000 > 5
+    observed = [*counts[likely], counts[~likely].sum()]
+    wide = expected.double().numpy()
+    p = [*wide[likely], wide[~likely].sum()]
+    if p[-1] < 1e-6:
+        observed, p = observed[:-1], p[:-1]
+    assert stats.chisquare(observed, np.array(p) / sum(p) * sum(observed)).pvalue > 1e-4
+
+
+def test_the_noise_is_exponential_and_independent_over_rows_positions_and_tokens() -> None:
+    key = torch.tensor([row_seed(0, str(i), 0) for i in range(400)])
+    first = exponential(mix(key.clone())[:, None], torch.arange(500).expand(400, 500))
+    later = exponential(mix(key + 77)[:, None], torch.arange(500).expand(400, 500))
+    assert stats.kstest(first.flatten().numpy()[:50000], "expon").pvalue > 1e-4
+    u = (-first).exp().numpy()
+    for other in ((-later).exp().numpy(), np.roll(u, 1, 0), np.roll(u, 1, 1)):
+        assert abs(np.corrcoef(u.ravel(), other.ravel())[0, 1]) < 4 / np.sqrt(u.size)
+
+
+def test_the_log_probability_of_a_draw_is_that_of_the_model(
+    model: Any, tokenizer: Any, prompts: Any
+) -> None:
+    drawn = draw(model, tokenizer, prompts, n=2)
+    pairs = [(prompts[i], a.token_ids) for i, found in drawn.items() for a in found]
+    expected = [a.logprob for found in drawn.values() for a in found]
+    assert likelihoods(model, pairs) == pytest.approx(expected, abs=1e-3)
+
+
+def test_likelihoods_do_not_depend_on_the_batch(model: Any, prompts: Any) -> None:
+    pairs = [(p, list(range(20, 20 + 3 * (i + 1)))) for i, p in enumerate(prompts)]
+    together = likelihoods(model, pairs)
+    assert likelihoods(model, pairs, tokens=1) == pytest.approx(together, abs=1e-3)
+    prompt, continuation = pairs[4]
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + continuation])).logits[0].log_softmax(-1)
+    by_hand = sum(logits[len(prompt) - 1 + j, t].item() for j, t in enumerate(continuation))
+    assert together[4] == pytest.approx(by_hand, abs=1e-3)
+
+
+def test_an_answer_ends_at_any_end_token_and_says_how_it_ended(
+    model: Any, tokenizer: Any, prompts: Any
+) -> None:
+    assert stop_ids(model, tokenizer) == [6]
+    options = {**SAMPLING, "eos_token_id": list(range(6, 60))}
+    for found in draw(model, tokenizer, prompts, n=3, generation=options).values():
+        for answer in found:
+            inner, last = answer.token_ids[:-1], answer.token_ids[-1]
+            assert not any(6 <= t < 60 for t in inner)
+            assert answer.finish == ("stop" if 6 <= last < 60 else "length")
+            assert answer.finish == "stop" or len(answer.token_ids) == 40
+
+
+def test_the_models_config_and_the_tokenizer_both_name_end_tokens(
+    model: Any, tokenizer: Any
+) -> None:
+    config = model.generation_config
+    before = config.eos_token_id
+    config.eos_token_id = [2, 3]
+    try:
+        assert stop_ids(model, tokenizer) == [2, 3, 6]
+        assert stop_ids(model, tokenizer, {"eos_token_id": 9}) == [9]
+    finally:
+        config.eos_token_id = before
+
+
+def test_a_prompt_gets_the_room_the_context_leaves(model: Any, tokenizer: Any) -> None:
+    long = [1] + [30] * 239
+    full = [1] + [30] * 255
+    found = dict(
+        generate(
+            model,
+            tokenizer,
+            [long, full, [1, 30]],
+            ["a", "b", "c"],
+            generation={"max_new_tokens": 40, "min_new_tokens": 40},
+        )
+    )
+    assert [len(a.token_ids) for a in found[0]] == [16]
+    assert found[1] == []
+    assert [len(a.token_ids) for a in found[2]] == [40]
+
+
+def test_an_option_the_engine_would_ignore_is_named() -> None:
+    assert unknown_options({"temperature": 1.0}) == []
+    [(key, message)] = unknown_options({"num_beams": 4})
+    assert key == "num_beams" and "temperature" in message
