@@ -8,6 +8,7 @@ the artifact and is not part of its key.
 from __future__ import annotations
 
 import ast
+import difflib
 import functools
 import importlib.util
 import os
@@ -73,7 +74,10 @@ def command(work: Path, settings: dict[str, Any]) -> list[str]:
             if value is True and name in flags():
                 options.append(f"--{name}")
             elif value is not None and not (value is False and name in flags()):
-                options += [f"--{name}", str(value).lower() if value is True else str(value)]
+                options += [
+                    f"--{name}",
+                    str(value).lower() if isinstance(value, bool) else str(value),
+                ]
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", *options]
     return [*accelerate, "--module", "align.worker", "--rank", str(work)]
 
@@ -134,8 +138,11 @@ def flags() -> frozenset[str]:
 def problems(launch: dict[str, Any] | str | None) -> Iterator[tuple[str, str]]:
     """What is wrong with a `launch:`, as (key, message); for `Stage.check`."""
     if isinstance(launch, str) and not Path(launch).expanduser().is_file():
-        yield "launch", f'"{launch}" is no file; `accelerate config --config_file` writes one.'
+        write = f"`accelerate config --config_file {launch}` writes one."
+        yield "launch", f'"{launch}" is no file. {write}'
     if isinstance(launch, dict):
-        for name in launch:
-            if name not in _options() or name in ("config_file", "module"):
-                yield f"launch.{name}", "is no option of `accelerate launch`."
+        known = sorted(set(_options()) - {"config_file", "module", "help"})
+        for name in sorted(set(launch) - set(known)):
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f' Did you mean "{near[0]}"?' if near else ""
+            yield f"launch.{name}", f'"{name}" is no option of `accelerate launch`.{hint}'

@@ -1,0 +1,181 @@
+"""`launch:`: how many processes really run a stage."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align import launch, processes, store
+
+STAGE = """
+import os
+from typing import Any
+from pydantic import Field
+from align.artifacts import Prompts
+from align.errors import StageFailed
+from align.settings import Stage
+
+
+class Ranks(Stage):
+    launch: dict[str, Any] | str | None = Field(default=None, exclude=True)
+    fails: bool = False
+
+    def run(self, out: Any) -> Prompts:
+        import torch
+
+        total = torch.ones(1)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        if self.fails:
+            raise StageFailed("The ranks do not like it. Ask them.")
+        out.say(f"{total.item():.0f} of us")
+        out.count("ranks", int(total.item()))
+        out.write_rows([{"id": os.environ.get("RANK", "alone"), "prompt": []}])
+        return Prompts(out.path)
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Any:
+    """Make the stage above with these settings in a process of its own, as the runner does."""
+
+    def make(**settings: Any) -> tuple[int, Path]:
+        (tmp_path / "ranks.py").write_text(STAGE)
+        work = tmp_path / "ranks-0123456789ab.partial"
+        work.mkdir(exist_ok=True)
+        record = {
+            "kind": "ranks",
+            "name": "ranks",
+            "recipe": "mine",
+            "use": str(tmp_path / "ranks.py"),
+            "settings": {"launch": None, "seed": 0, **settings},
+            "inputs": [],
+        }
+        (work / "stage.json").write_text(json.dumps(record))
+        child = processes.Fresh(work)
+        code = None
+        while code is None:
+            code = child.wait(1.0)
+        return code, work.with_name("ranks-0123456789ab") if code == 0 else work
+
+    return make
+
+
+def test_one_process_unless_a_recipe_or_the_devices_say_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = tmp_path / "two.yaml"
+    profile.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n")
+    monkeypatch.setattr(launch, "devices", lambda: 0)
+    assert launch.processes({}) == 1
+    assert launch.processes({"launch": None}) == 1
+    assert launch.processes({"launch": {"num_processes": 3}}) == 3
+    assert launch.processes({"launch": str(profile)}) == 2
+    monkeypatch.setattr(launch, "devices", lambda: 8)
+    assert launch.processes({"launch": None}) == 8
+    assert launch.processes({"launch": {"num_processes": 1}}) == 1
+    assert launch.processes({}) == 1, "a stage that does not train takes one device"
+
+
+def test_devices_counts_only_visible_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        launch, "glob", lambda pattern: ["0", "1", "2"] if "nvidia" in pattern else []
+    )
+    for value, count in [("", 0), ("-1", 0), ("1", 1), ("0,2", 2), ("0,1,2,3", 3)]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert launch.devices.__wrapped__() == count
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert launch.devices.__wrapped__() == 3
+
+
+def test_several_processes_are_never_asked_for_with_cpu(tmp_path: Path) -> None:
+    command = launch.command(tmp_path, {"launch": {"num_processes": 2}})
+    assert command[1:3] == ["-m", "accelerate.commands.launch"]
+    assert "--multi_gpu" in command and "--cpu" not in command
+    assert command[command.index("--num_processes") + 1] == "2"
+    assert command[command.index("--main_process_port") + 1] == "0"
+    assert command[-4:] == ["--module", "align.worker", "--rank", str(tmp_path)]
+
+
+def test_options_reach_accelerate_as_its_own_parser_reads_them(tmp_path: Path) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    options = {
+        "num_processes": 4,
+        "use_fsdp": True,
+        "fsdp_version": 2,
+        "fsdp_offload_params": False,
+        "debug": False,
+        "mixed_precision": "bf16",
+    }
+    command = launch.command(tmp_path, {"launch": options})
+    read = launch_command_parser().parse_args(command[3:])
+    assert (read.num_processes, read.use_fsdp, read.multi_gpu) == (4, True, False)
+    assert (read.fsdp_version, read.fsdp_offload_params) == ("2", "false")
+    assert not read.debug and read.mixed_precision == "bf16"
+    assert read.training_script == "align.worker" and read.module
+
+
+def test_what_is_wrong_with_a_launch_is_known_before_anything_runs(tmp_path: Path) -> None:
+    assert list(launch.problems(None)) == []
+    assert list(launch.problems({"num_processes": 2, "use_fsdp": True})) == []
+    assert list(launch.problems({"num_procs": 2})) == [
+        (
+            "launch.num_procs",
+            '"num_procs" is no option of `accelerate launch`. Did you mean "num_processes"?',
+        )
+    ]
+    assert list(launch.problems("two.yaml")) == [
+        ("launch", '"two.yaml" is no file. `accelerate config --config_file two.yaml` writes one.')
+    ]
+
+
+def test_two_processes_run_and_one_writes(made: Any) -> None:
+    code, path = made(launch={"num_processes": 2})
+    assert code == 0, (path / "log.txt").read_text()
+    about = store.verify(path)
+    assert about["world_size"] == 2 and about["launch"] == {"num_processes": 2}
+    assert about["counts"] == {"ranks": {"n": 2}}
+    assert (path / "data" / "rows.jsonl").read_text() == '{"id": "0", "prompt": []}\n'
+    assert (path / "log.txt").read_text().count("» 2 of us") == 1
+
+
+def test_a_launch_that_starts_fewer_processes_than_asked_for_stops(made: Any) -> None:
+    code, work = made(launch={"num_processes": 2, "cpu": True})
+    assert code == 1
+    assert json.loads((work / "error.json").read_text())["error"].startswith(
+        "launch: asks for 2 processes, and 1 started."
+    )
+
+
+def test_a_rank_that_fails_says_why(made: Any) -> None:
+    code, work = made(launch={"num_processes": 2}, fails=True)
+    assert code == 1
+    error = json.loads((work / "error.json").read_text())
+    assert error == {"error": "The ranks do not like it. Ask them.", "exit_code": 1}
+
+
+def test_a_profile_in_the_home_directory_is_not_read(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "hf" / "accelerate"
+    home.mkdir(parents=True)
+    (home / "default_config.yaml").write_text("compute_environment: NOWHERE\n")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    code, path = made(launch={"num_processes": 2})
+    assert code == 0, (path / "log.txt").read_text()
+
+
+def test_counting_devices_does_not_import_torch() -> None:
+    program = (
+        "import sys; from align import launch; launch.devices(); print('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert said.stdout == "False\n"
