@@ -126,11 +126,6 @@ class Trained(Protocol):
     def patience(self) -> int: ...  # noqa: D102
 
 
-def rank() -> int:
-    """The number of this process among those of the stage; 0 writes."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def arguments(config_class: type, stage: Trained, out: Out, network: Any, **defaults: Any) -> Any:
     """A TRL config: the recipe's `trainer:` over the stage's `defaults` over ours.
 
@@ -543,5 +538,5 @@ def _stopping(trainer: Ordered) -> Iterator[None]:
 
 def finish(out: Out, metrics: dict[str, float]) -> None:
     """End a training stage: its numbers into `metrics.json`."""
-    if rank() == 0:
+    if out.main:
         (out.path / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
