@@ -31,7 +31,7 @@ class Settings(pydantic.BaseModel):
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity: typing hashes what stands in a union
 class Library:
     """Marks a field whose keys are a library's own options.
 
@@ -77,6 +77,7 @@ class Reward(Settings):
     def __call__(
         self, *, prompts: list[Dialog], completions: list[Dialog], **columns: list[Any]
     ) -> list[float | None] | list[dict[str, float | None]]:
+        """One number, or one mapping of named numbers, per answer."""
         raise NotImplementedError
 
 

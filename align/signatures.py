@@ -76,7 +76,8 @@ class Type:
         if self.item is not None and "any" not in self.item.kinds and "list" in kinds:
             parts[parts.index("a list")] = f"a list, each item {self.item}"
         if self.words and "str" not in kinds:
-            parts = [*map(show, self.words), *parts]
+            shown = [*map(show, self.words[:MOST]), *(["…"] if len(self.words) > MOST else [])]
+            parts = [*shown, *parts]
         parts += ["null"] if "none" in kinds and len(parts) > 0 else []
         if len(parts) < 2:
             return "".join(parts) or "null"
@@ -84,6 +85,10 @@ class Type:
 
 
 ANY = Type()
+
+MOST = 12
+"""Of more words than this a message names the first."""
+
 _SIMPLE = {
     "int": "int",
     "float": "float",

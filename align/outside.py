@@ -1,0 +1,239 @@
+"""What a recipe takes from outside the store: data and models, by path or hub id.
+
+Everything that can be known without loading them is checked here: that files exist and hold what
+they should, and which commit a hub name means.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align import hub, shelf
+from align.artifacts import Artifact, Model, RewardModel
+from align.data import Source
+from align.models import Base
+from align.options import nearest
+from align.records import data_files, external, is_path
+from align.yaml import Node, show
+
+if TYPE_CHECKING:
+    from align.reading import Reader
+
+LOADERS = ("json", "csv", "parquet", "text", "arrow", "xml", "webdataset")
+"""What `path` may say in a data source when `data_files` names the files."""
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+BAD: Any = object()
+"""Stands for a value that could not be read; its problem is already noted."""
+
+
+# -- data ----------------------------------------------------------------------------------------
+
+
+def source(
+    reader: Reader, node: Node, path: tuple[str, ...], wanted: Sequence[type[Artifact]]
+) -> Any:
+    """A data source: a stage with settings of ours, files, or a hub id. A `Source`, or BAD."""
+    block = node.value if isinstance(node.value, dict) else {"path": node}
+    name, stage = block.get("path"), block.get("stage")
+    given: dict[str, Any] = {}
+    if (name is None) == (stage is None):
+        fact = "both; a source is one of the two" if name else "neither"
+        return reader.problem(node.key, path, f'This needs "path" or "stage", and has {fact}.')
+    if stage is not None:
+        if extra := [key for key in block if key not in ("stage", "columns", "weight")]:
+            message = f'"{extra[0]}" is for data from outside, and this is a stage\'s.'
+            return reader.problem(block[extra[0]].key, path, message)
+        given["stage"] = _stage(reader, stage, (*path, "stage"), wanted)
+    else:
+        assert name is not None
+        for key in ("data_files", "data_dir"):
+            if key in block:
+                given[key] = _files(reader, block[key], (*path, key))
+        given |= _data(reader, name, block, path)
+    if BAD in given.values():
+        return BAD
+    read = reader.block(Source, Node(block, node.place, node.key), path, given)
+    if isinstance(read, Source):
+        try:
+            data_files(read)
+        except FileNotFoundError as error:
+            where = block["data_files"]
+            message = f'"data_files": there is no file {show(str(error))}.'
+            return reader.problem(where.place, path, message)
+    return read
+
+
+def _stage(
+    reader: Reader, node: Node, path: tuple[str, ...], wanted: Sequence[type[Artifact]]
+) -> Any:
+    if isinstance(node.value, str) and (node.value in reader.later or node.value == "base"):
+        return reader.stage(node, path, wanted)
+    if isinstance(node.value, str):
+        return reader.unknown(node, path)
+    return reader.wrong(node, path, f"must be a word, not {show(node.value)}.")
+
+
+def _files(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
+    """`data_files` or `data_dir`, with variables that may not be set."""
+    for _, below in node.walk():
+        if below.place in reader.unset and reader.unset_path(below, path) is BAD:
+            return BAD
+    return node.python()
+
+
+def _data(
+    reader: Reader, node: Node, block: dict[str, Node], path: tuple[str, ...]
+) -> dict[str, Any]:
+    """What `path:` of a data source means: the fields it decides."""
+    word = node.value
+    if not isinstance(word, str):
+        reader.problem(node.place, path, f'"path" is a word, not {show(word)}.')
+        return {"path": BAD}
+    if node.place in reader.unset:
+        return {"path": BAD if reader.unset_path(node, path) is BAD else word}
+    if word in LOADERS and not Path(word).exists():
+        if "data_files" not in block:
+            reader.problem(node.key, path, f'"{word}" needs "data_files": which files?')
+            return {"path": BAD}
+        return {"path": word}
+    if "://" in word:
+        reader.unchecked(path, f"{word} is not on this machine.")
+        return {"path": word}
+    if is_path(word):
+        return {"path": _local_data(reader, node, path)}
+    if word.count("/") == 1:
+        return {"path": word, "revision": _commit(reader, "dataset", word, block, node, path)}
+    reader.problem(node.place, path, f'"{word}" is neither a file nor a hub id (owner/name).')
+    return {"path": BAD}
+
+
+def _local_data(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
+    word = str(node.value)
+    found = shelf.find(word)
+    if found is None:
+        return reader.problem(node.place, path, f'There is no file "{word}".')
+    files = [file for file in found.rglob("*") if file.is_file()] if found.is_dir() else [found]
+    if not any(file.stat().st_size for file in files):
+        return reader.problem(node.place, path, f'"{word}" is empty.')
+    return str(found)
+
+
+def _commit(
+    reader: Reader,
+    kind: hub.Kind,
+    name: str,
+    block: dict[str, Node],
+    node: Node,
+    path: tuple[str, ...],
+) -> Any:
+    """The commit a hub id means now. Unknown offline: noted by `plan`, refused by `run`."""
+    asked = block["revision"].value if "revision" in block else None
+    if asked is not None and not isinstance(asked, str):
+        place = block["revision"].place
+        return reader.problem(place, path, f'"revision" is a word, not {show(asked)}.')
+    commit = hub.cached(kind, name, asked)
+    if commit is not None:
+        return commit
+    if not reader.strict:
+        reader.unchecked(path, f"{name} is on the hub and not in the local cache.")
+        return asked
+    try:
+        return hub.resolve(kind, name, asked)
+    except LookupError as error:
+        return reader.problem(node.place, path, f'"{name}": {error}.')
+
+
+# -- models --------------------------------------------------------------------------------------
+
+
+def model(reader: Reader, node: Node, path: tuple[str, ...], wanted: Sequence[type[Model]]) -> Any:
+    """A model from a directory or the hub: a `Model` or `RewardModel`, or BAD."""
+    read = base(reader, node, path)
+    if not isinstance(read, Base):
+        return BAD
+    folder = Path(read.path)
+    got = RewardModel if _has_score_head(folder) else Model
+    if not folder.is_dir():
+        got = Model if Model in wanted else RewardModel
+    elif got not in wanted:
+        word = "a reward model" if got is Model else "a language model"
+        return reader.wrong(node, path, f'names "{folder}", which is not {word}.')
+    return external(read, got)
+
+
+def base(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
+    """A block of `from_pretrained`'s keys and ours, or its `path` alone. A `Base`, or BAD."""
+    block = node.value if isinstance(node.value, dict) else {"path": node}
+    name = block.get("path")
+    given: dict[str, Any] = {}
+    if name is not None and isinstance(name.value, str):
+        word = name.value
+        if name.place in reader.unset:
+            given["path"] = BAD if reader.unset_path(name, path) is BAD else word
+        elif is_path(word):
+            given["path"] = _local_model(reader, name, path)
+        elif word.count("/") == 1:
+            given["revision"] = _commit(reader, "model", word, block, name, path)
+        else:
+            fact = f'"{word}" is neither a directory nor a hub id (owner/name).'
+            given["path"] = reader.problem(name.place, path, fact)
+    template = block.get("chat_template")
+    if template is not None and isinstance(template.value, str):
+        given["chat_template"] = _template(reader, template, path)
+    if BAD in given.values():
+        return BAD
+    if not isinstance(node.value, (dict, str)):
+        fact = f"A model is a path, a hub id or a block, not {show(node.value)}."
+        return reader.problem(node.place, path, fact)
+    return reader.block(Base, Node(block, node.place, node.key), path, given)
+
+
+def _local_model(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
+    word = str(node.value)
+    found = shelf.find(word)
+    fact = ""
+    if found is None:
+        fact = f'There is no directory "{word}".'
+    elif not found.is_dir():
+        fact = f'"{word}" is a file. A model is a directory with config.json and safetensors.'
+    elif (found / "model.json").is_file():
+        return str(found)
+    elif (found / "adapter_config.json").is_file():
+        fact = f'"{word}" is an adapter alone. Name the stage directory or model it is part of.'
+    elif not (found / "config.json").is_file():
+        fact = f'"{word}" holds no config.json, so it is no model.'
+    elif not any(found.glob("*.safetensors")):
+        fact = f'"{word}" holds no *.safetensors. Save it with save_pretrained once.'
+    return reader.problem(node.place, path, fact) if fact else str(found)
+
+
+def _template(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
+    """A jinja file, or the name of a template that comes with this project."""
+    word = str(node.value)
+    known = sorted(file.stem for file in TEMPLATES.glob("*.jinja"))
+    if word in known:
+        return word
+    found = shelf.find(word) if is_path(word) else None
+    if found is not None and found.is_file():
+        return str(found)
+    fact = f'There is no chat template "{word}". Name a jinja file or one of: {", ".join(known)}.'
+    return reader.problem(node.place, path, fact + nearest(word, known))
+
+
+def _has_score_head(folder: Path) -> bool:
+    """Whether a directory holds a sequence classification model."""
+    for file in (folder / "adapter/adapter_config.json", folder / "model/config.json"):
+        if file.is_file():
+            break
+    else:
+        file = folder / "config.json"
+    if not file.is_file():
+        return False
+    config = json.loads(file.read_text(encoding="utf-8"))
+    names = config.get("architectures") or [""]
+    return config.get("task_type") == "SEQ_CLS" or "SequenceClassification" in names[0]
