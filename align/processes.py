@@ -94,9 +94,10 @@ class Fresh:
         except subprocess.TimeoutExpired:
             return None
 
-    def signal(self, number: int) -> None:
-        """Send it a signal."""
+    def signal(self, number: int) -> bool:
+        """Send it a signal; whether it was there to get it."""
         self._process.send_signal(number)
+        return True
 
 
 class Server:
@@ -184,7 +185,9 @@ class Forked:
             raise Stuck(f"a forked stage did nothing for {READY:.0f} s")
         return None
 
-    def signal(self, number: int) -> None:
-        """Send it a signal, if it has started."""
-        if self._pid is not None:
-            os.kill(self._pid, number)
+    def signal(self, number: int) -> bool:
+        """Send it a signal; false if it has not begun yet."""
+        if self._pid is None:
+            return False
+        os.kill(self._pid, number)  # the server reaps it only when it tells us
+        return True

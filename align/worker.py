@@ -32,7 +32,7 @@ from typing import Any
 
 from align import launch, processes, records, store, versions
 from align.artifacts import Model, read_json
-from align.errors import GateStopped, StageFailed
+from align.errors import GateStopped, RecipeError, StageFailed
 from align.out import Out
 from align.settings import Stage
 
@@ -68,6 +68,8 @@ def guarded(do: Callable[[Path], int], work: Path) -> int:
         return 130
     except StageFailed as failure:
         return _failed(work, str(failure), failure.exit_code)
+    except RecipeError as error:  # a file of the user's has changed since the recipe was read
+        return _failed(work, str(error), 1)
     except Exception as error:  # the last frame of the process: to the log, with its traceback
         traceback.print_exc()
         return _failed(work, store.full(work) if store.is_full(error, work) else "", 1)
@@ -141,9 +143,10 @@ def perform(work: Path, record: dict[str, Any], main: bool = True) -> None:
 def seed(stage: Stage) -> None:
     """Seed the global generators. A stage without a model has no need to import torch for it."""
     random.seed(stage.seed)
-    touched = [type(getattr(stage, name)) for name in type(stage).model_fields]
-    touched.append(typing.get_type_hints(type(stage).run)["return"])
-    if any(issubclass(one, Model) for one in touched):
+    made = typing.get_type_hints(type(stage).run)["return"]
+    touched = [*typing.get_args(made), made]
+    touched += [type(getattr(stage, name)) for name in type(stage).model_fields]
+    if any(isinstance(one, type) and issubclass(one, Model) for one in touched):
         from transformers import set_seed
 
         set_seed(stage.seed)
@@ -151,7 +154,7 @@ def seed(stage: Stage) -> None:
 
 def machine() -> dict[str, Any]:
     """On what it ran: device, threads, processes."""
-    device = platform.processor() or platform.machine()
+    device = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
@@ -234,6 +237,7 @@ def serve() -> int:
         os.write(reports, json.dumps(said).encode() + b"\n")
 
     preload()
+    versions.libraries()
     gc.collect()
     gc.freeze()  # collections in a child then leave the shared pages alone
     server = os.getpid()
