@@ -1,0 +1,301 @@
+"""The command `align`: one function a verb; its docstring is its help.
+
+Exit codes: 0 done, 1 a stage failed, 2 the recipe or its inputs are wrong (nothing ran), 3 a gate
+said stop, 130 interrupted. Whatever was made is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import align
+from align import shelf, store
+from align.errors import Problem, RecipeError, StageFailed
+from align.options import nearest
+from align.recipe import Plan, read
+
+
+def plan(arguments: list[str]) -> int:
+    """Check a recipe and show what it will do. Nothing runs.
+
+    examples:
+      align plan quickstart
+      align plan mine.yaml --set stages.dpo.trainer.beta=0.2
+    """
+    asked = _recipe_parser(plan).parse_args(arguments)
+    _show(read(asked.recipe, asked.set, asked.store), asked.recipe)
+    return 0
+
+
+def run(arguments: list[str]) -> int:
+    """Run what is missing of a recipe; after a kill it goes on where it was.
+
+    STAGE is a stage's name, else every stage of that kind: they and what they need are made.
+
+    examples:
+      align run mine
+      align run mine dpo
+      align run mine --set stages.dpo.trainer.beta=0.2
+      align run mine --again dpo
+    """
+    parser = _recipe_parser(run)
+    parser.add_argument("stages", metavar="STAGE", nargs="*", help="a stage's name, or a kind")
+    parser.add_argument(
+        "--again",
+        metavar="STAGE",
+        action="append",
+        default=[],
+        help="make this stage once more, and what follows from it",
+    )
+    asked = parser.parse_intermixed_args(arguments)
+    planned = read(asked.recipe, asked.set, asked.store, asked.again, strict=True)
+    from align import runner
+
+    return runner.run(planned, asked.stages)
+
+
+def status(arguments: list[str]) -> int:
+    """Show what is done, running and half done.
+
+    examples:
+      align status mine
+    """
+    asked = _recipe_parser(status).parse_args(arguments)
+    planned = read(asked.recipe, asked.set, asked.store)
+    from align import runner
+
+    return runner.status(planned)
+
+
+def report(arguments: list[str]) -> int:
+    """Write a recipe's report anew from what is made: report.json and report.html.
+
+    examples:
+      align report mine
+    """
+    asked = _recipe_parser(report).parse_args(arguments)
+    planned = read(asked.recipe, asked.set, asked.store)
+    from align import report as page
+
+    print(page.write(planned))
+    return 0
+
+
+def new(arguments: list[str]) -> int:
+    """Copy a shipped recipe into a folder of your own, to start from.
+
+    examples:
+      align new mine
+      align new mine --from tiny-real
+    """
+    parser = _parser(new)
+    parser.add_argument("name", metavar="NAME", help="the folder to make")
+    parser.add_argument(
+        "--from",
+        dest="origin",
+        metavar="RECIPE",
+        default="quickstart",
+        help=f"a shipped recipe: {', '.join(shelf.recipes())} (default: quickstart)",
+    )
+    asked = parser.parse_args(arguments)
+    target = Path(asked.name)
+    if asked.origin not in shelf.recipes():
+        hint = nearest(asked.origin, shelf.recipes())
+        message = f"There is no such shipped recipe.{hint} Shipped are: {_list(shelf.recipes())}."
+        raise RecipeError([Problem(f"--from {asked.origin}", "", message)])
+    if target.exists():
+        raise RecipeError([Problem(asked.name, "", "This exists already. Choose another name.")])
+    origin = shelf.SHELF / "recipes" / asked.origin
+    shutil.copytree(origin, target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for file in target.rglob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        text = text.replace(f"recipes/{asked.origin}/", f"{target.as_posix()}/")
+        text = text.replace("$schema=../recipe.schema.json", f"$schema={shelf.SCHEMA}")
+        file.write_text(text, encoding="utf-8")
+    print(f"{target}/recipe.yaml is yours. Check it with: align plan {asked.name}")
+    return 0
+
+
+def clean(arguments: list[str]) -> int:
+    """Show what no recipe here still needs, and remove it if told so.
+
+    Needed is what the latest run of each recipe made or used, what it was made from, and what the
+    recipes named here plan.
+
+    examples:
+      align clean
+      align clean --yes
+    """
+    parser = _parser(clean)
+    parser.add_argument("recipes", metavar="RECIPE", nargs="*", help="keep what these need, too")
+    parser.add_argument("--yes", action="store_true", help="remove it")
+    _add_store(parser)
+    asked = parser.parse_args(arguments)
+    plans = [read(recipe, (), asked.store) for recipe in asked.recipes]
+    from align import space
+
+    for line in space.clean(asked.store, plans, asked.yes):
+        print(line)
+    return 0
+
+
+def schema(arguments: list[str]) -> int:
+    """Print the JSON schema of recipes, for editors, of what is installed here.
+
+    examples:
+      align schema > recipe.schema.json
+    """
+    _parser(schema).parse_args(arguments)
+    from align import schema as page
+
+    print(json.dumps(page.schema(), indent=1, ensure_ascii=False))
+    return 0
+
+
+COMMANDS: tuple[Callable[[list[str]], int], ...] = (plan, run, status, report, new, clean, schema)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `align`; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    verbs = {command.__name__: command for command in COMMANDS}
+    if given[:1] == ["--version"]:
+        print(f"align-recipes {align.__version__}")
+        return 0
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if given else 2
+    if given[0] not in verbs:
+        hint = nearest(given[0], verbs)
+        print(f"align: there is no command {given[0]!r}.{hint} See: align --help", file=sys.stderr)
+        return 2
+    try:
+        return verbs[given[0]](given[1:])
+    except RecipeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except StageFailed as failure:
+        print(failure, file=sys.stderr)
+        return failure.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+# -- what is printed -----------------------------------------------------------------------------
+
+
+def _show(plan: Plan, asked: str) -> None:
+    """A plan as a table, and what is worth knowing about it."""
+    from align import versions
+
+    names = {stage.artifact.key: name for name, stage in plan.stages.items()}
+    rows: list[tuple[str, ...]] = [("stage", "kind", "makes", "from", "state", "directory")]
+    words = {"done": "done", "absent": "to do", "partial": "half done", "running": "running"}
+    done, older = 0, []
+    for name, stage in plan.stages.items():
+        state = store.state(stage.artifact.path)
+        made = type(stage.artifact).__name__
+        inputs = [names.get(artifact.key, artifact.key) for artifact in stage.inputs]
+        rows.append((name, stage.kind, made, ", ".join(inputs), words[state], stage.artifact.key))
+        if state == "done":
+            done += 1
+            differing = versions.differing(store.manifest(stage.artifact.path))
+            facts = [f"{library} {then} (now {now})" for library, (then, now) in differing.items()]
+            if facts:
+                older.append(f"  {name}: {', '.join(facts)}")
+    print(f"{plan.path}, seed {plan.seed}, store {plan.store}\n")
+    print("\n".join(_table(rows)))
+    if older:
+        print("\nmade by other versions (--again makes them anew):")
+        print("\n".join(older))
+    if plan.not_checked:
+        print("\nnot checked:")
+        print("\n".join(f"  {line}" for line in plan.not_checked))
+    left = len(plan.stages) - done
+    command = " ".join(["align run", asked, *(f"--set {setting}" for setting in plan.overrides)])
+    print(
+        f"\n{done} of {len(plan.stages)} stages are done." + (f" Next: {command}" if left else "")
+    )
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [min(36, max(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _list(words: Sequence[str]) -> str:
+    return ", ".join(words) or "none"
+
+
+# -- arguments -----------------------------------------------------------------------------------
+
+
+def _help() -> str:
+    lines = ["usage: align COMMAND ...", "", "Recipes for post-training, checked before they run."]
+    lines += ["", "commands:"]
+    for command in COMMANDS:
+        summary = (command.__doc__ or "").split("\n")[0]
+        lines.append(f"  {command.__name__:8} {summary}")
+    lines += [
+        "",
+        "A recipe is a YAML file, a folder with a recipe.yaml, or the name of a shipped one:",
+    ]
+    lines += [f"  {_list(shelf.recipes())}", "", "More: align COMMAND --help"]
+    return "\n".join(lines)
+
+
+def _parser(command: Callable[[list[str]], int]) -> argparse.ArgumentParser:
+    text = inspect.cleandoc(command.__doc__ or "")
+    description, _, examples = text.partition("examples:")
+    return argparse.ArgumentParser(
+        prog=f"align {command.__name__}",
+        description=description.strip(),
+        epilog="examples:" + examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _recipe_parser(command: Callable[[list[str]], int]) -> argparse.ArgumentParser:
+    parser = _parser(command)
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a YAML file, a folder with recipe.yaml, or a shipped one"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="a.b.c=VALUE",
+        action="append",
+        default=[],
+        help="override a value of the recipe; VALUE is YAML",
+    )
+    _add_store(parser)
+    return parser
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs"),
+        help="where artifacts lie (default: runs)",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
