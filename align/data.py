@@ -1,14 +1,26 @@
 """Data as recipes name it, and rows as stages see them.
 
 A source is an earlier stage, a path or a block with the keys of `datasets.load_dataset` and ours.
-Whatever its form, a stage sees rows of the normal form of the type it asks for (artifacts.py).
+Whatever its form, a stage sees rows of the normal form of the type it asks for (forms.py).
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
+from align import forms
 from align.artifacts import Rows
+from align.errors import StageFailed
+from align.out import Out
 from align.settings import Settings
 
 
@@ -34,3 +46,236 @@ class Source(Settings):
 
     weight: float = 1.0
     """How often each row is seen: 2 repeats every row, 0.5 draws half of them by seed."""
+
+
+Row = dict[str, Any]
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def read(source: Rows | Source, kind: type[Rows], out: Out | None) -> Iterator[Row]:
+    """The rows of a source in the normal form of `kind`, one at a time, each with a unique `id`.
+
+    The id is the source's own, else made of the content: equal contents get `-1`, `-2` appended.
+    Rows without an answer, or with two equal ones, are dropped, and counted in `out`.
+
+    Raises:
+        StageFailed: there is no data, it cannot be read, its columns are not known, a row is not
+            what the first row promised, or no row can be used.
+    """
+    block = Source(stage=source) if isinstance(source, Rows) else source
+    name = _name(block)
+    rows = _columns(_raw(block), block.columns, name)
+    first = next(rows, None)
+    if first is None:
+        raise StageFailed(f"{name} is empty. Look at its path, split and slice.")
+    form, normal = forms.recognise(first, kind, name)
+    if out is not None and block.stage is None:
+        out.say(f"{name}: {form}.")
+    seen: dict[str, int] = {}
+    used = number = 0
+    for number, row in enumerate(chain([first], rows), 1):
+        try:
+            content = normal(row)
+        except forms.Unusable as why:
+            if out is not None:
+                out.count(f"dropped.{why}", example={"source": name, "row": number, **_short(row)})
+            continue
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            fact = f'"{error.args[0]}" is missing' if isinstance(error, KeyError) else str(error)
+            raise StageFailed(
+                f"{name}, row {number}: {fact}. The first row is {form}; every row must be."
+            ) from None
+        used += 1
+        yield {"id": _identity(row, content, seen), **content}
+    if not used:
+        reasons = "" if out is None else ", ".join(k for k in out.counts if k.startswith("dropped"))
+        raise StageFailed(
+            f"{name}: none of its {number} rows can be used ({reasons}). "
+            "Look at the rows and at `columns:`."
+        )
+
+
+def mix(
+    sources: Sequence[Rows | Source], kind: type[Rows], seed: int, out: Out | None
+) -> Iterator[Row]:
+    """The rows of all sources, one source after the other, each as often as its weight says.
+
+    With weight 2.5 every row comes twice and about half of them a third time; which ones is drawn
+    from the seed and the row's id, so that it does not depend on other rows. Ids are unique.
+    """
+    seen: dict[str, int] = {}
+    for source in sources:
+        weight = source.weight if isinstance(source, Source) else 1.0
+        whole, part = divmod(weight, 1.0)
+        for row in read(source, kind, out):
+            for _ in range(int(whole) + (_uniform(seed, row["id"]) < part)):
+                yield {**row, "id": _unique(row["id"], seen)}
+
+
+def _uniform(seed: int, name: str) -> float:
+    digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _unique(name: str, seen: dict[str, int]) -> str:
+    n = seen[name] = seen.get(name, -1) + 1
+    return _unique(f"{name}-{n}", seen) if n else name
+
+
+def _identity(row: Row, content: Row, seen: dict[str, int]) -> str:
+    if row.get("id") is not None:
+        return _unique(str(row["id"]), seen)
+    keys = [key for key in ("text", "messages", "prompt", "chosen", "rejected", "ranked")]
+    known = {key: content[key] for key in keys if key in content}
+    text = json.dumps(known, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return _unique(hashlib.sha256(text.encode()).hexdigest()[:16], seen)
+
+
+def _short(row: Row) -> Row:
+    return {key: str(value)[:200] for key, value in islice(row.items(), 6)}
+
+
+def _name(source: Source) -> str:
+    if source.stage is not None:
+        return source.stage.key
+    files = source.data_files
+    return f"{source.path} {files}" if files else str(source.path)
+
+
+# -- files and hub -------------------------------------------------------------------------------
+
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+
+def _raw(source: Source) -> Iterator[Row]:
+    if source.stage is not None:
+        return source.stage.rows()
+    path = Path(str(source.path)).expanduser()
+    if not source.data_files and path.is_file():
+        rows = _file(path)
+        split, _, _ = source.split.partition("[")
+        if split != "train":
+            raise StageFailed(f'{path} is one file and has no split "{split}". Say `split: train`.')
+        return rows if split == source.split else _slice(path, source.split)
+    return _load_dataset(source)
+
+
+def _file(path: Path) -> Iterator[Row]:
+    """The rows of one local file, streamed."""
+    stem = path.with_suffix("") if path.suffix == ".gz" else path
+    suffix = stem.suffix.lower()
+    if suffix not in _SUFFIXES:
+        known = ", ".join(_SUFFIXES)
+        raise StageFailed(f"{path}: files are read that end in {known} (.gz too).")
+    if suffix == ".parquet":
+        import pyarrow.parquet  # type: ignore[import-untyped]
+
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+        return
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+        if suffix in (".csv", ".tsv"):
+            yield from csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",")
+        elif suffix == ".json":
+            yield from _json(path, lines.read())
+        else:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _json_row(path, number, line)
+
+
+def _json(path: Path, text: str) -> list[Row]:
+    """A list of rows, or an object of one such list, or (as many .json files are) JSON lines."""
+    try:
+        value = json.loads(text) if text.strip() else []
+    except json.JSONDecodeError as error:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if not lines[0].rstrip().endswith("}"):
+            raise StageFailed(f"{path} is damaged JSON: {error}.") from None
+        return [_json_row(path, number, line) for number, line in enumerate(lines, 1)]
+    if isinstance(value, dict):
+        lists = [part for part in value.values() if isinstance(part, list)]
+        value = lists[0] if len(lists) == 1 else [value]
+    if not all(isinstance(row, dict) for row in value):
+        raise StageFailed(f"{path} is not a list of objects, one per row.")
+    return list(value)
+
+
+def _json_row(path: Path, number: int, line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise StageFailed(f"{path}, line {number} is damaged JSON: {error}.") from None
+    if not isinstance(row, dict):
+        raise StageFailed(f"{path}, line {number} is not an object with columns.")
+    return row
+
+
+def _slice(path: Path, split: str) -> Iterator[Row]:
+    from datasets import ReadInstruction
+
+    n = sum(1 for _ in _file(path))
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute({"train": n})
+    except (ValueError, AssertionError) as error:
+        raise StageFailed(f'{path}: split "{split}" cannot be read: {error}.') from None
+    for part in parts:
+        yield from islice(_file(path), part.from_ or 0, n if part.to is None else part.to)
+
+
+def _load_dataset(source: Source) -> Iterator[Row]:
+    import datasets
+
+    path = str(source.path)
+    folder = Path(path).expanduser()
+    if folder.is_dir() and (folder / "artifact.json").is_file():
+        return Rows(folder).rows()
+    if folder.is_dir() and not source.data_files:
+        found = {f.suffix for f in folder.rglob("*") if f.suffix in _SUFFIXES and f.name[0] != "."}
+        if len(found - {".json"}) > 1:
+            raise StageFailed(
+                f"{path} holds files of several formats ({', '.join(sorted(found))}). "
+                'Name those you mean: data_files: "*.jsonl".'
+            )
+    try:
+        loaded = datasets.load_dataset(
+            str(folder) if folder.is_dir() else path,
+            name=source.name,
+            data_dir=source.data_dir,
+            data_files=source.data_files,
+            split=source.split,
+            revision=source.revision,
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        fact = str(error).strip().splitlines()[0].rstrip(".")
+        where = "Look at path, name, split and data_files"
+        if not folder.exists() and path.count("/") == 1:
+            offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+            fact = (
+                "it is not in the hub's cache here, and this machine is offline"
+                if offline
+                else fact
+            )
+            where = "Fetch it while connected, or name a file"
+        raise StageFailed(f"{_name(source)} cannot be read: {fact}. {where}.") from error
+    except StopIteration:  # what datasets 5.2 says of an empty file
+        raise StageFailed(f"{_name(source)} is empty. Look at its files.") from None
+    return iter(loaded)
+
+
+def _columns(rows: Iterator[Row], templates: Mapping[str, str], name: str) -> Iterator[Row]:
+    """Rows with the columns that `columns:` makes; "{x}" alone is the column x as it is."""
+    for number, row in enumerate(rows, 1):
+        made = {}
+        for column, template in templates.items():
+            alone = re.fullmatch(r"\{(\w[^{}]*)\}", template)
+            try:
+                made[column] = row[alone[1]] if alone else template.format(**row)
+            except (KeyError, IndexError, ValueError, AttributeError) as error:
+                raise StageFailed(
+                    f'{name}, row {number}: columns.{column} is "{template}", and {error} is no '
+                    f"column. There are {', '.join(row)}."
+                ) from None
+        yield {**row, **made}

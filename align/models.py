@@ -29,7 +29,7 @@ from align.settings import Library, Settings, Stage
 
 
 class Base(Settings):
-    """The model everything starts from: `from_pretrained`'s keys, and what is part of its identity."""
+    """The model everything starts from: `from_pretrained`'s keys and what is part of it."""
 
     path: str
     """A hub id or a directory with safetensors."""
@@ -102,16 +102,6 @@ def describe(model: Model) -> Spec:
         if (path / "model.json").is_file():  # a model of the store, named by its path
             return describe(Model(path))
     adapter = home / "adapter" if made and spec["adapter"] else None
-    if (path / "adapter_config.json").is_file():
-        config = read_json(path / "adapter_config.json")
-        adapter, source = path, config["base_model_name_or_path"]
-        beside = Path(os.path.normpath(path / source))
-        base = base.model_copy(
-            update={
-                "path": str(beside if beside.is_dir() else source),
-                "revision": config.get("revision"),
-            }
-        )
     if Path(base.path).is_dir():
         _check_weights(Path(base.path))
     own = home / ("adapter" if adapter else "model")
@@ -120,7 +110,7 @@ def describe(model: Model) -> Spec:
         quantization=spec["quantization"],
         adapter=adapter,
         lora=spec.get("lora"),
-        tokenizer=str(own if made else adapter or base.path),
+        tokenizer=str(own) if made else base.path,
     )
 
 

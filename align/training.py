@@ -26,7 +26,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -77,6 +78,10 @@ OWNED: dict[str, str] = {
     "dataset_kwargs": "stages hand the trainer rows that are tokenized",
     "dataset_text_field": "stages hand the trainer rows that are tokenized",
     "dataset_num_proc": "stages hand the trainer rows that are tokenized",
+    "assistant_only_loss": "`train_on:` says which tokens are learnt",
+    "completion_only_loss": "`train_on:` says which tokens are learnt",
+    "padding_free": "it is used where attention has a kernel for it",
+    "truncation_mode": "a row that is too long is dropped and counted, never cut",
     "do_train": "stages train; `evaluate` is a stage",
     "do_eval": "stages train; `evaluate` is a stage",
     "do_predict": "stages train; `evaluate` is a stage",
@@ -191,6 +196,32 @@ def _micro_batch(batch: int, world: int, asked: int | None) -> int:
             f"{share}."
         )
     return asked
+
+
+def dataset(rows: Iterable[dict[str, Any]], least: int = 2) -> Any:
+    """A `datasets.Dataset` of tokenized rows, 4 bytes a token: lists of int, and numbers.
+
+    Raises:
+        StageFailed: there are fewer rows than `least`.
+    """
+    import datasets
+    import pyarrow  # type: ignore[import-untyped]
+
+    tables = []
+    stream = iter(rows)
+    while block := list(islice(stream, 1000)):
+        types = {
+            name: pyarrow.list_(pyarrow.int32()) if isinstance(value, list) else pyarrow.float64()
+            for name, value in block[0].items()
+        }
+        tables.append(pyarrow.Table.from_pylist(block, pyarrow.schema(types)))
+    n = sum(len(table) for table in tables)
+    if n < least:
+        raise StageFailed(
+            f"{n} rows are left of the data, and {least} are needed. Look at the rows of `data:`, "
+            "and at trainer.max_length if they were too long."
+        )
+    return datasets.Dataset(pyarrow.concat_tables(tables))
 
 
 class Order:
@@ -540,3 +571,9 @@ def finish(out: Out, metrics: dict[str, float]) -> None:
     """End a training stage: its numbers into `metrics.json`."""
     if out.main:
         (out.path / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+
+
+def limit(max_length: int | None, network: Any) -> int:
+    """The most tokens a row may have: `trainer.max_length`, or the model's context."""
+    context = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    return min(n for n in (max_length, context, 2**31) if n)

@@ -1,0 +1,111 @@
+"""Supervised fine-tuning: next-token training on what the assistant says in conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import tee
+from typing import Annotated, Any, Literal
+
+from align import chat, data, models, training
+from align.artifacts import Conversations, Model
+from align.data import Source
+from align.out import Out
+from align.settings import Library, Stage
+
+
+class Sft(Stage):
+    """Trains a model on conversations with `trl.SFTTrainer`.
+
+    Rows are tokenized here, with a mask of our own that holds for every chat template (chat.py),
+    and a row that is too long is dropped and counted, never cut.
+    """
+
+    model: Model
+    data: list[Conversations | Source]
+    """Sources with their weights; all of them are mixed."""
+
+    eval_data: list[Conversations | Source] = []
+    """Held-out conversations: the checkpoint with the lowest loss on them becomes the model."""
+
+    patience: int = 3
+    """Evaluations in a row without a lower loss after which training stops."""
+
+    train_on: Literal["assistant", "all"] = "assistant"
+    """The tokens that are learnt: the assistant's, with the end of its turns, or all."""
+
+    lora: models.Lora = None
+    quantization: models.Quantization = "inherit"
+    batch_size: int = 32
+    """Conversations per step, over all devices."""
+
+    trainer: Annotated[
+        dict[str, Any], Library("trl.trainer.sft_config:SFTConfig", owned=training.OWNED)
+    ] = {}
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for what is wrong and can be known before anything runs."""
+        yield from models.check_lora(self.model, self.lora)
+
+    def run(self, out: Out) -> Model:
+        """Train, and write the adapter or the whole model."""
+        from trl import SFTConfig, SFTTrainer
+
+        class Trainer(training.Ordered, SFTTrainer):  # type: ignore[misc]
+            """TRL's, in our order."""
+
+        tokenizer = models.tokenizer(self.model)
+        network = models.load(
+            self.model,
+            train=True,
+            lora=self.lora,
+            quantization=self.quantization,
+            seed=self.seed,
+        )
+        packed = self.trainer.get("packing", False)
+        args = training.arguments(
+            SFTConfig, self, out, network, dataset_kwargs={"skip_prepare_dataset": not packed}
+        )
+        limit = training.limit(args.max_length, network)
+        if not packed and "flash" in (network.config._attn_implementation or ""):
+            args.padding_free, args.max_length = True, None
+        rows, held_out = (
+            training.dataset(self._rows(sources, tokenizer, limit, out), least) if sources else None
+            for sources, least in ((self.data, 2), (self.eval_data, 1))
+        )
+        trainer = Trainer(
+            model=network,
+            args=args,
+            train_dataset=rows,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+        )
+        metrics = training.fit(trainer, self, out)
+        models.save(
+            trainer.model,
+            tokenizer,
+            self.model,
+            out,
+            lora=self.lora,
+            quantization=self.quantization,
+        )
+        training.finish(out, metrics)
+        return Model(out.path)
+
+    def _rows(
+        self, sources: Iterable[Conversations | Source], tokenizer: Any, limit: int, out: Out
+    ) -> Iterator[dict[str, list[int]]]:
+        """Token ids and labels (-100: not learnt) of every conversation that fits."""
+        rows, dialogs, tools = tee(data.mix(list(sources), Conversations, self.seed, out), 3)
+        encoded = chat.encode(
+            tokenizer, (row["messages"] for row in dialogs), (row.get("tools") for row in tools)
+        )
+        for row, tokens in zip(rows, encoded, strict=True):
+            if len(tokens.ids) > limit:
+                example = {"id": row["id"], "tokens": len(tokens.ids), "limit": limit}
+                out.count("dropped.too_long", example=example)
+                continue
+            learnt = tokens.labels if self.train_on == "assistant" else tokens.ids
+            out.count("rows")
+            out.count("tokens", len(tokens.ids))
+            out.count("tokens.learnt", sum(label != -100 for label in learnt))
+            yield {"input_ids": tokens.ids, "labels": learnt}
