@@ -73,7 +73,9 @@ def choose(plan: Plan, targets: Sequence[str]) -> list[Planned]:
         if not names:
             known = sorted({*plan.stages, *(stage.kind for stage in plan.stages.values())})
             near = difflib.get_close_matches(target, known, 1)
-            hint = f'Did you mean "{near[0]}"?' if near else "Stages: " + ", ".join(plan.stages)
+            hint = (
+                f'Did you mean "{near[0]}"?' if near else f"Stages are: {', '.join(plan.stages)}."
+            )
             problems.append(Problem(str(plan.path), "", f'"{target}" is no stage here. {hint}'))
         named |= names
     if problems:
@@ -117,7 +119,7 @@ def _run(plan: Plan, wanted: list[Planned], screen: Screen) -> tuple[int, str]:
         line.close()
         signals.restore()
     seconds = time.monotonic() - begun
-    screen.say(f"{plan.name}: {len(missing)} of {len(wanted)} stages made in {seconds:.1f} s.")
+    screen.say(f"{plan.name}: {len(wanted)} stages, {len(missing)} made now, in {seconds:.1f} s.")
     return 0, "done"
 
 
@@ -163,13 +165,11 @@ class _Line:
         """Run the stage's process until the artifact is there."""
         path = stage.artifact.path
         work = store.partial(path)
-        busy = store.writer(path.parent, path.name)
-        if busy:
-            raise StageFailed(f"{stage.name}: {path.name} is being made by process {busy}.")
         again = work.exists()
-        work.mkdir(parents=True, exist_ok=True)
-        store.write_json(work / "stage.json", stage.record)
-        (work / "error.json").unlink(missing_ok=True)
+        with store.lock(path.parent, path.name, f"{stage.name}: {path.name} is being made"):
+            work.mkdir(parents=True, exist_ok=True)
+            store.write_json(work / "stage.json", stage.record)
+            (work / "error.json").unlink(missing_ok=True)
         here = self.plan.store / self.plan.name / stage.name
         store.link(here, work)
         self.screen.say(f"{stage.name}: {path.name}" + (", going on" if again else ""))
