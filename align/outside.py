@@ -7,6 +7,7 @@ they should, and which commit a hub name means.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +56,6 @@ def source(
             if key in block:
                 given[key] = _files(reader, block[key], (*path, key))
         given |= _data(reader, name, block, path)
-    if BAD in given.values():
-        return BAD
     read = reader.block(Source, Node(block, node.place, node.key), path, given)
     if isinstance(read, Source):
         try:
@@ -96,7 +95,7 @@ def _data(
         return {"path": BAD}
     if node.place in reader.unset:
         return {"path": BAD if reader.unset_path(node, path) is BAD else word}
-    if word in LOADERS and not Path(word).exists():
+    if word in LOADERS and not os.path.exists(word):
         if "data_files" not in block:
             reader.problem(node.key, path, f'"{word}" needs "data_files": which files?')
             return {"path": BAD}
@@ -185,8 +184,6 @@ def base(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
     template = block.get("chat_template")
     if template is not None and isinstance(template.value, str):
         given["chat_template"] = _template(reader, template, path)
-    if BAD in given.values():
-        return BAD
     if not isinstance(node.value, (dict, str)):
         fact = f"A model is a path, a hub id or a block, not {show(node.value)}."
         return reader.problem(node.place, path, fact)

@@ -150,9 +150,11 @@ class Reader:
     ) -> Any:
         """An instance of a class from a YAML block, or BAD. `given` are values read already."""
         assert isinstance(node.value, dict)
-        values, bad = dict(given or {}), set()
+        given = given or {}
+        values = {name: value for name, value in given.items() if value is not BAD}
+        bad = given.keys() - values.keys()
         for name, child in node.value.items():
-            if given and name in given:
+            if name in given:
                 continue
             known = cls.model_fields.get(name)
             if known is None:
@@ -340,9 +342,9 @@ class Reader:
     def _plugin(self, base: type[Settings], node: Node, path: tuple[str, ...]) -> Any:
         """A reward or a task: a path, or a block with `use:` and its settings."""
         use = node.get("use") if isinstance(node.value, dict) else node
-        shelf_name, what = ("reward", "a reward") if base is Reward else ("eval", "a task")
+        what = "reward/ is a reward" if base is Reward else "eval/ is a task"
         if use is None:
-            message = f'"use" is missing: which file in {shelf_name}/ is {what}?'
+            message = f'"use" is missing: which file in {what}?'
             return self.problem(node.key, path, message)
         cls = self.load(use, base, path)
         if cls is BAD:
@@ -354,12 +356,15 @@ class Reader:
     def load(self, use: Node, base: type[Settings], path: tuple[str, ...]) -> Any:
         """The class of a file that a recipe names, or BAD."""
         word = use.value
+        shelf_name = {Reward: "reward", Task: "eval"}.get(base, "recipes")
         if not isinstance(word, str) or not word.endswith(".py"):
             message = f'"use" must be the path of a Python file, not {show(word)}.'
             return self.problem(use.place, path, message)
         file = shelf.find(word)
         if file is None or not file.is_file():
-            known = [p.relative_to(shelf.SHELF).as_posix() for p in shelf.SHELF.glob("*/*.py")]
+            near = [*Path(word).parent.glob("*.py"), *Path(shelf_name).glob("*.py")]
+            shelved = (shelf.SHELF / shelf_name).glob("*.py")
+            known = [file.as_posix() for file in near] + [f"{shelf_name}/{p.name}" for p in shelved]
             message = f'There is no file "{word}" here or on the shelf.{nearest(word, known)}'
             return self.problem(use.place, path, message)
         try:

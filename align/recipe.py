@@ -149,7 +149,14 @@ def _tree(path: Path, overrides: Sequence[str], problems: list[Problem]) -> Node
         message = f'This file {fact}. A recipe is a block with "stages:" and mostly "base:".'
         raise RecipeError([*problems, Problem(root.place, "", message)])
     for setting in overrides:
-        root = yaml.override(root, setting, problems)
+        keys = setting.partition("=")[0].strip().split(".")
+        stages = root.get("stages")
+        if keys[0] == "stages" and len(keys) > 2 and stages and stages.get(keys[1]) is None:
+            hint = nearest(keys[1], stages.value if isinstance(stages.value, dict) else ())
+            message = f'There is no stage "{keys[1]}".{hint}'
+            problems.append(Problem(f"--set {'.'.join(keys)}", "", message))
+        else:
+            root = yaml.override(root, setting, problems)
     return root
 
 

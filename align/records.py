@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from glob import glob
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +174,8 @@ def data_files(block: Source) -> list[Path]:
     for name in flat:
         if "://" in name or "${env:" in name:
             continue
-        folder = Path(block.data_dir or ".").expanduser()
-        pattern = Path(name).expanduser()
-        root = Path(pattern.anchor) if pattern.is_absolute() else folder
-        relative = pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern
-        files = sorted(file for file in root.glob(str(relative)) if file.is_file())
+        pattern = os.path.expanduser(os.path.join(block.data_dir or "", name))
+        files = [Path(file) for file in sorted(glob(pattern, recursive=True)) if isfile(file)]
         if not files:
             raise FileNotFoundError(name)
         found += files
@@ -191,7 +190,7 @@ def is_path(word: str) -> bool:
     """Whether a word names a file: `.`, `/` or `~` first, a file suffix, or it exists here."""
     suffix = Path(word).suffix[1:]
     named = word[:1] in ("/", "~") or word.startswith(("./", "../")) or word in (".", "..")
-    return named or (suffix.isalnum() and suffix.islower()) or Path(word).exists()
+    return named or (suffix.isalnum() and suffix.islower()) or os.path.exists(word)
 
 
 def _canonical(value: Any, contents: Contents) -> Any:
@@ -246,7 +245,7 @@ def dump(value: Any) -> Any:
 
 def external(base: Base, cls: type[Model]) -> Model:
     """A model from outside the store: the recipe's base, a directory or a hub id."""
-    path = Path(base.path).expanduser()
+    path = Path(os.path.expanduser(base.path))
     if (path / "model.json").is_file():
         return cls(path)
     spec = {"base": base.model_dump(), "quantization": None, "adapter": False}

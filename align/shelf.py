@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import os
 import sys
 import traceback
 from functools import cache
@@ -29,11 +30,11 @@ _loaded: dict[str, tuple[str, type[Settings]]] = {}
 
 def find(path: str | Path) -> Path | None:
     """A file or directory: as named from the working directory, else on the shelf."""
-    path = Path(path).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(path))
+    if os.path.exists(path):  # unlike Path.exists, False for names no system allows
         return path
     shelved = SHELF / path
-    return shelved if not path.is_absolute() and shelved.exists() else None
+    return shelved if not path.is_absolute() and os.path.exists(shelved) else None
 
 
 def recipe(name: str | Path) -> Path:
@@ -42,14 +43,14 @@ def recipe(name: str | Path) -> Path:
     Raises:
         RecipeError: there is none.
     """
-    name = Path(name).expanduser()
+    name = Path(os.path.expanduser(name))
     for folder in (Path(), Path("recipes"), SHELF / "recipes"):
         for path in (folder / name, folder / name / "recipe.yaml"):
-            if path.is_file():
+            if os.path.isfile(path):
                 return path
     shipped = ", ".join(recipes())
     message = f"There is no such recipe here. Shipped ones are: {shipped}."
-    if name.is_dir():
+    if os.path.isdir(name):
         message = f"This folder holds no recipe.yaml. Name a YAML file, or one of: {shipped}."
     raise RecipeError([Problem(str(name), "", message)])
 

@@ -95,7 +95,9 @@ def load(text: str, name: str, problems: list[Problem]) -> Node | None:
         return None
     if root is None:
         return Node(None, f"{name}:1:1", f"{name}:1:1")
-    return _Reader(name, problems).node(root, ())
+    reader = _Reader(name, problems)
+    tree = reader.node(root, ())
+    return None if reader.endless else tree
 
 
 class _Reader:
@@ -104,6 +106,7 @@ class _Reader:
     def __init__(self, name: str, problems: list[Problem]) -> None:
         self.name = name
         self.problems = problems
+        self.endless = False
         self.open: set[int] = set()
         self.count = 0
 
@@ -118,10 +121,12 @@ class _Reader:
         self.count += 1
         if id(node) in self.open:
             self.problem(node, path, "This anchor contains itself. Write the value out.")
+            self.endless = True
             return Node(None, place, place)
         if self.count > MAX_NODES:
             if self.count == MAX_NODES + 1:
                 self.problem(node, path, f"The aliases grow to more than {MAX_NODES} values.")
+                self.endless = True
             return Node(None, place, place)
         self.open.add(id(node))
         value: Any
@@ -176,7 +181,9 @@ class _Reader:
                 first = own[name].key.removeprefix(self.name + ":").split(":")[0]
                 self.problem(key, path, f'"{name}" is already set in line {first}. Keep one.')
                 continue
-            own[name] = replace(self.node(value, (*path, name)), key=self.place(key))
+            child = replace(self.node(value, (*path, name)), key=self.place(key))
+            empty = isinstance(value, ScalarNode) and not value.value and not value.style
+            own[name] = replace(child, place=child.key) if empty else child
         return {**merged, **own}
 
     def merge(self, node: Any, path: tuple[str, ...]) -> dict[str, Node]:
