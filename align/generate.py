@@ -23,20 +23,11 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-ROWS = 192
-"""Answers decoded at once. On two cores and on a GPU alike, more gained nothing (benchmarks)."""
+from align import chat
+from align.decoding import OPTIONS
 
-OPTIONS: dict[str, Any] = {
-    "do_sample": True,
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "max_new_tokens": 256,
-    "min_new_tokens": 0,
-    "eos_token_id": None,
-}
-"""The keys of `GenerationConfig` this engine knows, and our defaults: the plain distribution."""
+ROWS = 128
+"""Answers decoded at once. On two cores 256 were slower than 128; a GPU may want more."""
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -64,15 +55,6 @@ class Completion:
     """`stop`: the model ended its turn. `length`: it was cut."""
 
 
-def unknown_options(generation: dict[str, Any]) -> list[tuple[str, str]]:
-    """(key, message) for options of `GenerationConfig` that this engine would ignore."""
-    return [
-        (key, f'"{key}" is not an option of this engine. It knows {", ".join(OPTIONS)}.')
-        for key in generation
-        if key not in OPTIONS
-    ]
-
-
 def context(model: Any) -> int:
     """The most tokens the model can attend to (a large number where its config names none)."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
@@ -82,8 +64,8 @@ def stop_ids(model: Any, tokenizer: Any, generation: dict[str, Any] | None = Non
     """Every token that ends an answer.
 
     The option `eos_token_id` where it is given; else all that the generation config, the model's
-    config and the tokenizer name: a base model's config often lacks the end of turn its template
-    uses.
+    config and the tokenizer name, and what ends a turn in the chat template: a base model's config
+    often lacks it.
     """
     named = (generation or {}).get("eos_token_id")
     sources = (
@@ -98,6 +80,8 @@ def stop_ids(model: Any, tokenizer: Any, generation: dict[str, Any] | None = Non
     ids: set[int] = set()
     for source in sources:
         ids.update([source] if isinstance(source, int) else source or [])
+    if named is None and tokenizer.chat_template is not None:
+        ids.add(chat.end_of_turn(tokenizer))
     return sorted(ids)
 
 
@@ -122,7 +106,7 @@ def generate(
         ids: of each prompt, unique; the draw depends on the id and not on the position.
         n: answers per prompt.
         seed: the same seed, id and index give the same answer.
-        generation: options of `GenerationConfig`, those in `OPTIONS`.
+        generation: options of `GenerationConfig`, those in decoding.py.
         rows: answers decoded at once. A prompt is read once for all its answers in a batch.
         progress: called with the number of tokens drawn so far, every few steps.
 

@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from align.decoding import problems
 from align.generate import (
     Completion,
     _draw,
@@ -19,7 +20,6 @@ from align.generate import (
     mix,
     row_seed,
     stop_ids,
-    unknown_options,
 )
 
 
@@ -247,6 +247,9 @@ def test_a_prompt_gets_the_room_the_context_leaves(model: Any, tokenizer: Any) -
 
 
 def test_an_option_the_engine_would_ignore_is_named() -> None:
-    assert unknown_options({"temperature": 1.0}) == []
-    [(key, message)] = unknown_options({"num_beams": 4})
-    assert key == "num_beams" and "temperature" in message
+    assert list(problems({"temperature": 0.5, "top_k": 0, "top_p": 1.0, "do_sample": True})) == []
+    [(_, ignored), (_, cold), (_, none)] = problems(
+        {"num_beams": 4, "temperature": 0.0, "max_new_tokens": 0}
+    )
+    assert '"num_beams"' in ignored and "top_p" in ignored
+    assert "do_sample: false" in cold and "at least 1" in none

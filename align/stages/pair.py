@@ -1,0 +1,102 @@
+"""Pairs of a better and a worse answer, for DPO or a reward model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from align.artifacts import Preferences, Scored
+from align.errors import StageFailed
+from align.out import Out
+from align.selection import Answer, Row, candidates, chance, message
+from align.settings import Stage
+
+
+class Pair(Stage):
+    """One pair per prompt: its best answer and a worse one.
+
+    Take the answers from the model that will be trained: pairs of another policy made a model worse
+    (docs/quickstart.md). Answers with the same text are one answer, and are never paired.
+    """
+
+    scores: Scored
+    """Answers with scores."""
+
+    rejected: Literal["worst", "second", "random"] = "worst"
+    """Which answer loses: the worst, the second best, or any that scores less than the best."""
+
+    margin: float = Field(0.0, ge=0)
+    """The smallest difference of scores a pair may have. Equal scores are never paired."""
+
+    margin_column: bool = False
+    """Write the difference as `margin`, which a reward model's loss takes into account."""
+
+    allow_cut: bool = False
+    """Whether answers that were cut at `max_new_tokens` may be paired."""
+
+    def run(self, out: Out) -> Preferences:
+        """Pair, in the order of the prompts."""
+        margins = []
+
+        def pairs() -> Iterator[Row]:
+            for row in self.scores.rows():
+                out.count("prompts")
+                if (pair := self._pair(row, out)) is None:
+                    continue
+                best, loser = pair
+                margins.append(best["score"] - loser["score"])
+                out.count("pairs")
+                yield {
+                    "id": row["id"],
+                    "prompt": row["prompt"],
+                    "chosen": [message(best)],
+                    "rejected": [message(loser)],
+                    **{k: v for k, v in row["columns"].items() if k not in _OURS},
+                    "chosen_score": best["score"],
+                    "rejected_score": loser["score"],
+                    **({"margin": margins[-1]} if self.margin_column else {}),
+                }
+
+        if not out.write_rows(pairs()):
+            why = ", ".join(
+                f"{name[8:]}: {x['n']}" for name, x in out.counts.items() if "." in name
+            )
+            raise StageFailed(
+                f"No prompt of {self.scores.key} gives a pair ({why}). Sample more answers or "
+                "warmer ones, or lower `margin`."
+            )
+        summary = {"pairs": len(margins), "mean_margin": sum(margins) / len(margins)}
+        (out.path / "metrics.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        return Preferences(out.path)
+
+    def _pair(self, row: Row, out: Out) -> tuple[Answer, Answer] | None:
+        """The better and the worse answer; None, counted, where there are none."""
+        distinct: dict[str, Answer] = {}
+        for answer in candidates(row, self.allow_cut, out):
+            distinct.setdefault(answer["text"].strip(), answer)
+        ranked = sorted(distinct.values(), key=lambda answer: (-answer["score"], answer["index"]))
+        example = {"id": row["id"], "answers": [a["text"][:200] for a in ranked[:2]]}
+        if len(ranked) < 2:
+            out.count("dropped.no_two_different_answers", example=example)
+            return None
+        best = ranked[0]
+        worse = [a for a in ranked[1:] if a["score"] < best["score"]]
+        if not worse:
+            out.count("dropped.equal_scores", example=example)
+            return None
+        wide = [a for a in worse if best["score"] - a["score"] >= self.margin]
+        if not wide:
+            out.count("dropped.margin", example=example)
+            return None
+        if self.rejected == "worst":
+            lowest = wide[-1]["score"]
+            return best, next(a for a in wide if a["score"] == lowest)
+        if self.rejected == "second":
+            return best, wide[0]
+        return best, min(wide, key=lambda a: chance(self.seed, row["id"], a["index"]))
+
+
+_OURS = ("prompt", "chosen", "rejected", "margin", "id")
