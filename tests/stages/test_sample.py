@@ -1,0 +1,138 @@
+"""Sampling: the same draw in any company, whole shards, traps closed."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align import generate
+from align.artifacts import Model, Samples
+from align.data import Source
+from align.errors import StageFailed
+from align.out import Out
+from align.stages.sample import Sample
+
+Write = Callable[[str, list[dict[str, Any]]], Path]
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> Model:
+    spec = {"base": {"path": str(tiny_model)}, "quantization": None, "adapter": False}
+    return Model(tiny_model, spec=spec)
+
+
+@pytest.fixture
+def prompts(write_rows: Write) -> Source:
+    rows = [{"prompt": "tell " * (i % 5) + f"me {i}", "answer": i} for i in range(10)]
+    return Source(path=str(write_rows("prompts.jsonl", rows)))
+
+
+@pytest.fixture
+def sample(model: Model, prompts: Source, tmp_path: Path) -> Callable[..., tuple[Samples, Out]]:
+    def run(name: str = "sample", **settings: Any) -> tuple[Samples, Out]:
+        out = Out(tmp_path / name, tmp_path / "cache")
+        out.path.mkdir(exist_ok=True)
+        given = {"n": 3, "seed": 1, "generation": {"max_new_tokens": 16}, **settings}
+        return Sample(**{"model": model, "prompts": [prompts], **given}).run(out), out
+
+    return run
+
+
+def tokens(samples: Samples) -> dict[str, list[list[int]]]:
+    return {row["id"]: [a["token_ids"] for a in row["completions"]] for row in samples.rows()}
+
+
+def content(samples: Samples) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in samples.files()}
+
+
+def test_rows_have_the_prompt_its_columns_and_n_answers(sample: Any) -> None:
+    samples, out = sample()
+    rows = list(samples.rows())
+    assert [row["columns"]["answer"] for row in rows] == list(range(10))
+    assert rows[3]["prompt"][0]["content"].endswith("me 3")
+    assert {len(row["completions"]) for row in rows} == {3}
+    answer = rows[0]["completions"][2]
+    assert answer.keys() == {"index", "text", "token_ids", "logprob", "finish"}
+    assert answer["index"] == 2 and answer["logprob"] < 0 and 6 not in answer["token_ids"][:-1]
+    assert out.counts["prompts"]["n"] == 10 and out.counts["answers"]["n"] == 30
+
+
+def test_answers_do_not_depend_on_shards_batches_or_order(
+    sample: Any, model: Model, prompts: Source, write_rows: Write
+) -> None:
+    expected = tokens(sample()[0])
+    assert tokens(sample("a", shard=3, rows=4)[0]) == expected
+    rows = [json.loads(line) for line in Path(str(prompts.path)).read_text().splitlines()]
+    reversed_ = Source(path=str(write_rows("reversed.jsonl", rows[::-1])))
+    assert tokens(sample("b", prompts=[reversed_])[0]) == expected
+    alone = Source(path=str(write_rows("alone.jsonl", rows[4:5])))
+    [(name, answers)] = tokens(sample("c", prompts=[alone])[0]).items()
+    assert answers == expected[name]
+
+
+def test_a_killed_sampling_goes_on_and_has_the_same_bytes(
+    sample: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = content(sample("whole", shard=3)[0])
+    drawn: list[int] = []
+    original = generate.generate
+
+    def counting(network: Any, tokenizer: Any, prompts: Any, *rest: Any, **more: Any) -> Any:
+        drawn.append(len(prompts))
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return original(network, tokenizer, prompts, *rest, **more)
+
+    monkeypatch.setattr(generate, "generate", counting)
+    with pytest.raises(KeyboardInterrupt):
+        sample("killed", shard=3)
+    drawn[:] = [0] * 5
+    samples, out = sample("killed", shard=3)
+    assert drawn[5:] == [3, 1]  # the first two shards were there
+    assert content(samples) == whole
+    assert out.counts["answers"]["n"] == 30
+
+
+def test_a_lost_shard_and_one_of_another_size_are_made_again(sample: Any) -> None:
+    samples, _ = sample(shard=3)
+    before = content(samples)
+    samples.files()[1].unlink()
+    assert content(sample(shard=3)[0]) == before
+    assert tokens(sample(shard=4)[0]) == tokens(sample("other", shard=4)[0])
+    assert len(samples.files()) == 3
+
+
+def test_options_of_decoding_are_checked_before_anything_runs(
+    model: Model, prompts: Source
+) -> None:
+    stage = Sample(model=model, prompts=[prompts], generation={"num_beams": 2, "top_p": 2.0})
+    [(key, unknown), (_, bound)] = stage.check()
+    assert key == "generation" and '"num_beams"' in unknown and "at most 1" in bound
+
+
+def test_a_prompt_longer_than_the_context_is_dropped_and_counted(
+    sample: Any, write_rows: Write
+) -> None:
+    rows = [{"prompt": "x" * 300}, {"prompt": "short"}]
+    samples, out = sample(prompts=[Source(path=str(write_rows("long.jsonl", rows)))])
+    assert len(list(samples.rows())) == 1
+    assert out.counts["dropped.prompt_too_long"]["n"] == 1
+    only = [Source(path=str(write_rows("only.jsonl", rows[:1])))]
+    with pytest.raises(StageFailed, match="longer than the 256 tokens"):
+        sample("none", prompts=only)
+
+
+def test_samples_come_from_all_tokens_unless_top_k_is_asked_for(sample: Any) -> None:
+    """Trap: the installed default is `top_k=50`. A random model is nearly uniform over 263."""
+
+    def kinds(samples: Samples) -> int:
+        rows: Iterator[Any] = samples.rows()
+        return len({t for row in rows for a in row["completions"] for t in a["token_ids"]})
+
+    many = {"n": 40, "generation": {"max_new_tokens": 8}}
+    assert kinds(sample("all", **many)[0]) > 240
+    few = {"n": 40, "generation": {"max_new_tokens": 1, "top_k": 2}}
+    assert kinds(sample("few", **few)[0]) <= 2 * 10

@@ -1,0 +1,324 @@
+"""score, reject and pair: pure functions of samples and rewards."""
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from align import shelf
+from align.artifacts import Conversations, Preferences, Samples, Scored
+from align.errors import StageFailed
+from align.out import Out
+from align.settings import Reward
+from align.stages.pair import Pair
+from align.stages.reject import Reject
+from align.stages.score import Score
+
+Row = dict[str, Any]
+
+NOISY = '''
+import hashlib
+from statistics import NormalDist
+from align.settings import Reward
+
+class Noisy(Reward):
+    """The truth (the answer itself), and a noise of its own per answer."""
+    noise: float
+
+    def __call__(self, *, prompts, completions, **columns):
+        scores = []
+        for prompt, completion in zip(prompts, completions):
+            text = completion[0]["content"]
+            digest = hashlib.sha256(f"{prompt}{text}".encode()).digest()
+            u = (int.from_bytes(digest[:6], "big") + 0.5) / 2**48
+            proxy = float(text) + self.noise * NormalDist().inv_cdf(u)
+            scores.append({"score": proxy, "true": float(text)})
+        return scores
+'''
+
+
+def answer(index: int, text: str, score: float | None = None, finish: str = "stop") -> Row:
+    row = {"index": index, "text": text, "token_ids": [1], "logprob": -1.0, "finish": finish}
+    return row if score is None else {**row, "scores": {"r": score}, "score": score}
+
+
+def row(name: str, *completions: Row, **columns: Any) -> Row:
+    prompt = [{"role": "user", "content": f"ask {name}"}]
+    return {"id": name, "prompt": prompt, "columns": columns, "completions": list(completions)}
+
+
+def scored(name: str, *scores: float) -> Row:
+    return row(name, *(answer(i, f"{name}{i}", s) for i, s in enumerate(scores)))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Callable[..., Any]:
+    """Write rows as an artifact of that type."""
+
+    def write(kind: type, rows: list[Row], name: str = "rows") -> Any:
+        folder = tmp_path / f"{kind.__name__}-{name}"
+        (folder / "data").mkdir(parents=True)
+        (folder / "data" / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        return kind(folder)
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., tuple[Any, Out, Any]]:
+    """Run a stage in a new directory: the artifact, its Out, its metrics."""
+    made: list[Path] = []
+
+    def start(stage: Any) -> tuple[Any, Out, Any]:
+        made.append(tmp_path / f"stage-{len(made)}")
+        made[-1].mkdir()
+        out = Out(made[-1], tmp_path / "cache")
+        artifact = stage.run(out)
+        return artifact, out, json.loads((made[-1] / "metrics.json").read_text())
+
+    return start
+
+
+def chosen(artifact: Conversations) -> list[str]:
+    return [r["messages"][-1]["content"] for r in artifact.rows()]
+
+
+@pytest.fixture
+def length() -> Reward:
+    return _reward(Path("reward/length.py"))
+
+
+def _reward(path: Path, **settings: Any) -> Reward:
+    found = shelf.find(path)
+    assert found is not None
+    reward = shelf.load(found, Reward)(**settings)
+    assert isinstance(reward, Reward)
+    return reward
+
+
+# -- score ---------------------------------------------------------------------------------------
+
+
+def test_every_rewards_numbers_stay_and_combine_says_what_counts(
+    store: Any, run: Any, length: Reward
+) -> None:
+    samples = store(Samples, [row("a", answer(0, "one two"), answer(1, "12"), gold="12")])
+    matches = _reward(Path("reward/answer.py"), column="gold")
+    stage = Score(samples=samples, rewards=[length, matches], combine={"answer": 1, "length": -0.1})
+    artifact, out, metrics = run(stage)
+    [one] = artifact.rows()
+    assert [a["scores"] for a in one["completions"]] == [
+        {"length": 2.0, "answer": 0.0},
+        {"length": 1.0, "answer": 1.0},
+    ]
+    assert [a["score"] for a in one["completions"]] == pytest.approx([-0.2, 0.9])
+    assert metrics["mean"] == pytest.approx(0.35)
+    assert out.counts["answers"]["n"] == 2
+
+
+def test_several_rewards_need_weights_and_weights_need_rewards(store: Any, length: Reward) -> None:
+    samples = store(Samples, [row("a", answer(0, "x"))])
+    [(key, message)] = Score(samples=samples, rewards=[length, length]).check()
+    assert key == "combine" and "length, length_2" in message
+    [(_, message)] = Score(samples=samples, rewards=[length], combine={"long": 1.0}).check()
+    assert '"long" is none of the rewards: length' in message
+
+
+def test_scored_samples_are_scored_further(store: Any, run: Any, length: Reward) -> None:
+    samples = store(Scored, [row("a", answer(0, "one two", 5.0))])
+    artifact, _, _ = run(Score(samples=samples, rewards=[length], combine={"r": 1, "length": 1}))
+    [one] = artifact.rows()
+    assert one["completions"][0]["scores"] == {"r": 5.0, "length": 2.0}
+    assert one["completions"][0]["score"] == 7.0
+
+
+def test_scores_resume_to_the_same_bytes(
+    store: Any, tmp_path: Path, length: Reward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = store(Samples, [row(f"{i}", answer(0, "x " * i)) for i in range(10)])
+    stage = Score(samples=samples, rewards=[length], shard=3)
+    whole, broken = Out(tmp_path / "a", tmp_path), Out(tmp_path / "b", tmp_path)
+    whole.path.mkdir()
+    broken.path.mkdir()
+    expected = [f.read_bytes() for f in stage.run(whole).files()]
+    calls: list[int] = []
+    original = type(length).__call__
+
+    def dies(self: Any, **given: Any) -> Any:
+        calls.append(len(given["prompts"]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, **given)
+
+    monkeypatch.setattr(type(length), "__call__", dies)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(broken)
+    assert [f.read_bytes() for f in stage.run(broken).files()] == expected
+    assert calls == [3, 3, 3, 3, 1]
+
+
+# -- reject --------------------------------------------------------------------------------------
+
+ROWS = [[0.7, 0.3, 0.5, 0.2, 0.6], [0.4, 0.8, 0.6, 0.5, 0.3], [0.9, 0.1, 0.2, 0.3, 0.8],
+        [0.1, 0.2, 0.3, 0.9, 0.4], [0.5, 0.4, 0.3, 0.2, 0.6]]  # fmt: skip
+
+
+def test_best_keeps_one_per_prompt_and_top_the_best_of_all(store: Any, run: Any) -> None:
+    scores = store(Scored, [scored(f"p{i}-", *one) for i, one in enumerate(ROWS)])
+    best, _, _ = run(Reject(scores=scores))
+    assert chosen(best) == ["p0-0", "p1-1", "p2-0", "p3-3", "p4-4"]
+    two, _, _ = run(Reject(scores=scores, n=2))
+    assert chosen(two)[:4] == ["p0-0", "p0-4", "p1-1", "p1-2"]
+    top, _, _ = run(Reject(scores=scores, keep="top", n=5))
+    assert sorted(chosen(top)) == ["p0-0", "p1-1", "p2-0", "p2-4", "p3-3"]
+    above, _, _ = run(Reject(scores=scores, keep="above", bar=0.8))
+    assert chosen(above) == ["p1-1", "p2-0", "p2-4", "p3-3"]
+
+
+def test_equal_scores_go_to_the_lowest_index(store: Any, run: Any) -> None:
+    scores = store(Scored, [scored("a", 0.5, 0.9, 0.9)])
+    assert chosen(run(Reject(scores=scores))[0]) == ["a1"]
+    top = run(Reject(scores=scores, keep="top", n=1))[0]
+    assert chosen(top) == ["a1"]
+
+
+@pytest.mark.parametrize("keep", ["best", "random"])
+def test_answers_in_another_order_give_the_same_choice(store: Any, run: Any, keep: Any) -> None:
+    rows = [scored(f"p{i}-", *one) for i, one in enumerate(ROWS)]
+    first = chosen(run(Reject(scores=store(Scored, rows), keep=keep))[0])
+    numbers = random.Random(0)
+    for one in rows:
+        numbers.shuffle(one["completions"])
+    again = store(Scored, rows, "shuffled")
+    assert chosen(run(Reject(scores=again, keep=keep))[0]) == first
+
+
+def test_the_control_has_the_same_prompts_and_size_and_no_preference(store: Any, run: Any) -> None:
+    numbers = np.random.default_rng(0)
+    rows = [scored(f"p{i}-", *numbers.normal(size=4)) for i in range(400)]
+    rows[7]["completions"] = [answer(0, "cut", 1.0, "length")]
+    scores = store(Scored, rows)
+    best, _, worth = run(Reject(scores=scores))
+    control, _, chance = run(Reject(scores=scores, keep="random", like=best))
+    assert [r["prompt_id"] for r in control.rows()] == [r["prompt_id"] for r in best.rows()]
+    assert chosen(control) != chosen(best)
+    assert abs(chance["kept"]) < 4 / math.sqrt(400)
+    assert worth["kept"] == pytest.approx(1.02938, abs=4 * 0.7 / math.sqrt(400))
+    places = [int(text.split("-")[1]) for text in chosen(control)]
+    assert all(70 < places.count(i) < 130 for i in range(4))
+
+
+def test_cut_and_unscored_answers_are_left_out_and_counted(store: Any, run: Any) -> None:
+    rows = [
+        row("a", answer(0, "cut", 9.0, "length"), answer(1, "whole", 1.0)),
+        row("b", {**answer(0, "?", 0.0), "score": None}),
+    ]
+    scores = store(Scored, rows)
+    artifact, out, _ = run(Reject(scores=scores))
+    assert chosen(artifact) == ["whole"]
+    assert {k: v["n"] for k, v in out.counts.items() if k.startswith("dropped")} == {
+        "dropped.cut": 1,
+        "dropped.no_score": 1,
+        "dropped.prompt_without_candidates": 1,
+    }
+    assert chosen(run(Reject(scores=scores, allow_cut=True))[0]) == ["cut"]
+    nothing = store(Scored, rows[1:], "nothing")
+    with pytest.raises(StageFailed, match="No answer of .* can be kept"):
+        run(Reject(scores=nothing))
+
+
+def test_answers_of_earlier_rounds_compete(store: Any, run: Any) -> None:
+    now = store(Scored, [scored("a", 0.1, 0.3), scored("b", 0.9)])
+    before = store(
+        Scored,
+        [row("a", answer(0, "old", 0.5), answer(1, "older", 0.2)), row("c", answer(0, "c", 1.0))],
+        "before",
+    )
+    artifact, _, _ = run(Reject(scores=now, bank=[before]))
+    assert chosen(artifact) == ["old", "b0"]
+    assert [r["id"] for r in artifact.rows()] == ["a/2", "b/0"]
+
+
+def test_settings_that_do_not_fit_are_problems(store: Any) -> None:
+    scores, other = store(Scored, [scored("a", 1.0)]), store(Conversations, [])
+    assert [k for k, _ in Reject(scores=scores, keep="above").check()] == ["bar"]
+    assert [k for k, _ in Reject(scores=scores, bar=0.1).check()] == ["bar"]
+    assert {k for k, _ in Reject(scores=scores, like=other).check()} == {"like"}
+    assert list(Reject(scores=scores).check()) == []
+
+
+def test_the_curve_is_the_unbiased_expected_best_of_k(store: Any, run: Any) -> None:
+    scores = store(Scored, [scored("a", 1, 2, 3, 4), scored("b", 5, 5, 5, 5)])
+    _, _, metrics = run(Reject(scores=scores))
+    assert metrics["best_of"] == pytest.approx([3.75, (10 / 3 + 5) / 2, 4.375, 4.5], abs=1e-6)
+    assert metrics["gain"] == pytest.approx(0.75) and metrics["equal"] == 0.5
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, 1.0, 2.0])
+def test_a_noisy_judge_gains_what_the_closed_form_says(
+    store: Any, run: Any, tmp_path: Path, noise: float
+) -> None:
+    """E[truth | best by proxy] = E[max of 8 normals] / sqrt(1 + s²), through the real stages."""
+    (tmp_path / "noisy.py").write_text(NOISY)
+    prompts, n = 2000, 8
+    truths = np.random.default_rng(1).normal(size=(prompts, n))
+    rows = [row(f"{i}", *(answer(k, repr(float(x))) for k, x in enumerate(one)))
+            for i, one in enumerate(truths)]  # fmt: skip
+    samples = store(Samples, rows)
+    scores, _, _ = run(
+        Score(samples=samples, rewards=[_reward(tmp_path / "noisy.py", noise=noise)])
+    )
+    best, _, metrics = run(Reject(scores=scores))
+    true = [float(text) for text in chosen(best)]
+    expected = 1.42360 / math.sqrt(1 + noise**2)
+    assert np.mean(true) == pytest.approx(expected, abs=4 / math.sqrt(prompts))
+    spread = math.sqrt(1 + noise**2)
+    assert metrics["best_of"][1] == pytest.approx(0.56419 * spread, abs=4 * spread / 60)
+    assert metrics["best_of"][7] == pytest.approx(1.42360 * spread, abs=4 * spread / 44)
+
+
+# -- pair ----------------------------------------------------------------------------------------
+
+
+def pairs(artifact: Preferences) -> list[tuple[str, str]]:
+    return [(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in artifact.rows()]
+
+
+def test_the_best_answer_is_paired_with_the_worst_the_second_or_any_other(
+    store: Any, run: Any
+) -> None:
+    scores = store(Scored, [scored("a", 0.2, 0.9, 0.5, 0.1)])
+    assert pairs(run(Pair(scores=scores))[0]) == [("a1", "a3")]
+    assert pairs(run(Pair(scores=scores, rejected="second"))[0]) == [("a1", "a2")]
+    losers = {pairs(run(Pair(scores=scores, rejected="random", seed=s))[0])[0] for s in range(20)}
+    assert losers == {("a1", "a0"), ("a1", "a2"), ("a1", "a3")}
+
+
+def test_identical_answers_are_never_paired(store: Any, run: Any) -> None:
+    same = row("same", answer(0, "yes", 0.9), answer(1, "yes ", 0.1))
+    other = row("other", answer(0, "yes", 0.9), answer(1, "yes", 0.1), answer(2, "no", 0.5))
+    artifact, out, _ = run(Pair(scores=store(Scored, [same, other])))
+    assert pairs(artifact) == [("yes", "no")]
+    assert out.counts["dropped.no_two_different_answers"]["n"] == 1
+    assert out.counts["dropped.no_two_different_answers"]["examples"][0]["id"] == "same"
+
+
+def test_pairs_need_their_margin_and_equal_scores_make_none(store: Any, run: Any) -> None:
+    scores = store(Scored, [scored("a", 0.5, 0.5), scored("b", 1.0, 0.8), scored("c", 2.0, 0.0)])
+    artifact, out, metrics = run(Pair(scores=scores, margin=1.0, margin_column=True))
+    [one] = artifact.rows()
+    assert one["id"] == "c" and one["margin"] == 2.0 and metrics["mean_margin"] == 2.0
+    assert out.counts["dropped.equal_scores"]["n"] == 1 and out.counts["dropped.margin"]["n"] == 1
+    assert "margin" not in next(iter(run(Pair(scores=scores))[0].rows()))
+
+
+def test_no_pair_at_all_says_why(store: Any, run: Any) -> None:
+    scores = store(Scored, [scored("a", 0.5, 0.5), row("b", answer(0, "x", 1.0, "length"))])
+    with pytest.raises(StageFailed, match="equal_scores: 1") as failure:
+        run(Pair(scores=scores))
+    assert "cut: 1" in str(failure.value) and "Sample more answers" in str(failure.value)
