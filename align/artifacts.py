@@ -28,6 +28,9 @@ class Artifact:
         self.stage = stage
         """The stage that makes it, with its settings: known as soon as the recipe is read."""
 
+        self.name = ""
+        """What the recipe calls it; it has no part in keys, so it may be another one tomorrow."""
+
     @property
     def key(self) -> str:
         """The directory's name: kind and content key."""

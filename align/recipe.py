@@ -213,6 +213,8 @@ class _Reading:
         if model is not None and model.value is not None:
             read = base(self.reader, model, ("base",))
             self.reader.base = None if read is BAD else records.external(read, Model)
+            if self.reader.base is not None:
+                self.reader.base.name = "base"
             self.reader.has_base = True
         defaults = self._defaults()
         for stage in self.again:
@@ -341,6 +343,7 @@ class _Reading:
         attempt = self.attempts.get(name, 0)
         key = records.key(stage, kind, attempt, self.contents)
         artifact = made(reader.store / key, stage=stage)
+        artifact.name = name
         file = shelf.source(cls)
         record = {
             "name": name,

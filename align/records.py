@@ -217,6 +217,11 @@ def _canonical(value: Any, contents: Contents) -> Any:
     return value
 
 
+def identity(artifact: Artifact, contents: Contents) -> str:
+    """What an artifact is, wherever it lies: the same content has the same identity."""
+    return digest(_canonical(artifact, contents))
+
+
 # -- records -------------------------------------------------------------------------------------
 
 
@@ -228,7 +233,7 @@ def dump(value: Any) -> Any:
             return {"use": shelf.name(shelf.source(type(value))), **fields}
         return fields
     if isinstance(value, Artifact):
-        about = {"type": type(value).__name__}
+        about = {"type": type(value).__name__, **({"name": value.name} if value.name else {})}
         if value.stage is not None:
             return {"artifact": value.key, **about}
         if isinstance(value, Model) and not (value.path / "model.json").exists():
@@ -270,18 +275,24 @@ def restore(record: dict[str, Any], store: Path) -> Stage:
                     made[name] = build(artifacts.read_json(folder / "stage.json"))
         return made[name]
 
+    def handle(form: str, value: Any, cls: type[Artifact]) -> Artifact:
+        if form == "artifact":
+            return cls(store / value, stage=producer(value))
+        if form == "model":
+            assert issubclass(cls, Model)
+            return external(Base.model_validate(value), cls)
+        return cls(Path(value))
+
     def revive(value: Any) -> Any:
         if isinstance(value, list):
             return [revive(item) for item in value]
         if not isinstance(value, dict):
             return value
-        if value.keys() == {"artifact", "type"}:
-            name = value["artifact"]
-            return getattr(artifacts, value["type"])(store / name, stage=producer(name))
-        if value.keys() == {"model", "type"}:
-            return external(Base.model_validate(value["model"]), getattr(artifacts, value["type"]))
-        if value.keys() == {"path", "type"}:
-            return getattr(artifacts, value["type"])(Path(value["path"]))
+        for form in ("artifact", "model", "path"):
+            if {form, "type"} <= value.keys() <= {form, "type", "name"}:
+                artifact = handle(form, value[form], getattr(artifacts, value["type"]))
+                artifact.name = value.get("name", "")
+                return artifact
         values = {name: revive(item) for name, item in value.items()}
         if isinstance(use := values.get("use"), str) and use.endswith(".py"):
             del values["use"]

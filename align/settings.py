@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
@@ -95,6 +95,11 @@ class Task(Settings):
     """
 
     ask: ClassVar[Literal["answer", "choose", "likelihood", "score"]]
+
+    generation: Annotated[
+        dict[str, Any], Library("transformers.generation.configuration_utils:GenerationConfig")
+    ] = {}
+    """How answers are drawn, as in a `sample` stage; greedily unless it says `do_sample: true`."""
 
     def items(self) -> Iterator[dict[str, Any]]:
         """The items, in a fixed order."""
