@@ -1,6 +1,6 @@
 """The training scripts a user would write by hand with TRL, for the comparison in run.py.
 
-    python benchmarks/plain.py sft MODEL DATA OUT SETTINGS      (settings: JSON of the trainer's options)
+    python benchmarks/plain.py sft MODEL DATA OUT SETTINGS      (settings: the trainer's, in JSON)
 
 Each prints one JSON line: {"tokens": target and prompt tokens seen, "train_seconds": ...}.
 They follow TRL's own examples; nothing is slowed down: no checkpoints, no gradient checkpointing,
@@ -40,7 +40,10 @@ def sft(model: str, data: str, out: str, settings: dict[str, Any]) -> None:
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    rows = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in dialogs(data)]
+    rows = [
+        {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+        for row in dialogs(data)
+    ]
     train(
         SFTTrainer(
             model=model,
@@ -86,7 +89,7 @@ def dpo(model: str, data: str, out: str, settings: dict[str, Any]) -> None:
 
 
 def sample(model: str, data: str, out: str, settings: dict[str, Any]) -> None:
-    """`generate` in batches of prompts sorted by length, n answers each: prompt and answers as rows."""
+    """`generate` in batches of prompts sorted by length; writes rows of prompt and n answers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -94,13 +97,21 @@ def sample(model: str, data: str, out: str, settings: dict[str, Any]) -> None:
     policy = AutoModelForCausalLM.from_pretrained(model).eval()
     torch.manual_seed(0)
     prompts = [row["prompt"] for row in dialogs(data)]
-    texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
+    texts = [
+        tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
+        for p in prompts
+    ]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     n, batch, started, tokens = settings["n"], settings["batch"], time.perf_counter(), 0
     with open(out, "w", encoding="utf-8") as file:
         for first in range(0, len(order), batch):
             chunk = order[first : first + batch]
-            inputs = tokenizer([texts[i] for i in chunk], return_tensors="pt", padding=True, add_special_tokens=False)
+            inputs = tokenizer(
+                [texts[i] for i in chunk],
+                return_tensors="pt",
+                padding=True,
+                add_special_tokens=False,
+            )
             made = policy.generate(
                 **inputs, do_sample=True, top_k=0, temperature=1.0, num_return_sequences=n,
                 max_new_tokens=settings["max_new_tokens"],
@@ -118,10 +129,14 @@ def score(model: str, data: str, out: str, settings: dict[str, Any]) -> None:
     from transformers import AutoTokenizer, pipeline
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    judge = pipeline("text-classification", model=model, tokenizer=tokenizer, function_to_apply="none")
+    judge = pipeline(
+        "text-classification", model=model, tokenizer=tokenizer, function_to_apply="none"
+    )
     rows = dialogs(data)
     texts = [
-        tokenizer.apply_chat_template([*row["prompt"], {"role": "assistant", "content": answer}], tokenize=False)
+        tokenizer.apply_chat_template(
+            [*row["prompt"], {"role": "assistant", "content": answer}], tokenize=False
+        )
         for row in rows
         for answer in row["answers"]
     ]
@@ -132,11 +147,19 @@ def score(model: str, data: str, out: str, settings: dict[str, Any]) -> None:
         for row in rows:
             mine = scores[place : place + len(row["answers"])]
             place += len(mine)
-            best, worst = row["answers"][mine.index(max(mine))], row["answers"][mine.index(min(mine))]
+            best, worst = (
+                row["answers"][mine.index(max(mine))],
+                row["answers"][mine.index(min(mine))],
+            )
             chosen, rejected = ([{"role": "assistant", "content": text}] for text in (best, worst))
             messages = [*row["prompt"], *chosen]
             if best != worst:
-                line = {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected, "messages": messages}
+                line = {
+                    "prompt": row["prompt"],
+                    "chosen": chosen,
+                    "rejected": rejected,
+                    "messages": messages,
+                }
                 file.write(json.dumps(line) + "\n")
     print(json.dumps({"tokens": len(texts), "train_seconds": time.perf_counter() - started}))
 

@@ -22,12 +22,12 @@ Every key of everything a recipe can use. Written by `make docs` from the classe
 Types read as in Python. *options of X* is a block with the library's own keys, checked against the
 installed version. `Model`, `Conversations` … are earlier stages that make one (`base` is the
 recipe's base model); `Source` is a path, a hub id or a block (see [recipes](recipes.md)).
-Keys marked *how it runs* are recorded and do not change what is made, so changing them remakes nothing.
+Keys marked *how it runs* are recorded and do not change what is made: changing them remakes nothing.
 """
 
 
 def fields(cls: type[Settings]) -> list[tuple[str, str, str, str]]:
-    """(key, type, default, what it is for) of a class's own and inherited keys, most special first."""
+    """(key, type, default, purpose) of a class's own and inherited keys, its own first."""
     rows: dict[str, tuple[str, str, str, str]] = {}
     for owner in cls.__mro__:
         if owner in (Settings, Reward, Task) or not issubclass(owner, Settings):
@@ -46,7 +46,11 @@ def fields(cls: type[Settings]) -> list[tuple[str, str, str, str]]:
             field = cls.model_fields[name]
             if field.exclude:
                 text = f"*How it runs.* {text}"
-            default = "**required**" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
+            default = (
+                "**required**"
+                if field.is_required()
+                else f"`{field.get_default(call_default_factory=True)!r}`"
+            )
             rows[name] = (name, annotation(node.annotation), default, text)
     return list(rows.values())
 
@@ -57,7 +61,7 @@ def annotation(node: ast.expr) -> str:
     for inner in ast.walk(node):
         if isinstance(inner, ast.Call) and ast.unparse(inner.func) == "Library":
             target = ast.literal_eval(inner.args[0])
-            return f"options of `{target.partition(':')[0].partition('.')[0]}`'s `{target.partition(':')[2]}`"
+            return "options of `{}`'s `{}`".format(target.split(".")[0], target.split(":")[1])
     return f"`{source}`".replace("|", "\\|")
 
 
@@ -79,7 +83,9 @@ def page() -> str:
     """The whole page."""
     parts = [HEAD]
     for title, folder in (("Stages", "align/stages"), ("Rewards", "reward"), ("Tasks", "eval")):
-        files = [file for file in sorted((ROOT / folder).glob("*.py")) if file.name != "__init__.py"]
+        files = [
+            file for file in sorted((ROOT / folder).glob("*.py")) if file.name != "__init__.py"
+        ]
         parts += [f"## {title}\n", *map(section, files)]
     return "\n".join(parts)
 

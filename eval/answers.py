@@ -26,7 +26,7 @@ class Answers(Task):
 
     def items(self) -> Iterator[dict[str, Any]]:
         """The prompts, in the order of the data."""
-        return read(self.data, Prompts)
+        return read(self.data, Prompts, None)
 
     def grade(self, items: list[dict[str, Any]], answers: list[str]) -> list[dict[str, float]]:
         """The reward's numbers per answer."""

@@ -1,4 +1,4 @@
-"""What the README says is true: its commands run, its tree is the tree, its errors are the errors."""
+"""What the README says is true: its commands run, its tree and its errors are the real ones."""
 
 import re
 import shlex

@@ -31,7 +31,9 @@ def align(installed: Path, cwd: Path, *arguments: str) -> subprocess.CompletedPr
 
 
 def test_the_wheel_installs_one_import_package(installed: Path) -> None:
-    assert sorted(path.name for path in installed.iterdir() if path.is_dir() and "." not in path.name) == [
+    assert sorted(
+        path.name for path in installed.iterdir() if path.is_dir() and "." not in path.name
+    ) == [
         "align",
         "bin",
     ]
@@ -47,7 +49,9 @@ def test_the_installed_quickstart_plans_in_a_directory_with_its_own_eval_package
     assert "dpo" in done.stdout + done.stderr
 
 
-def test_the_installed_quickstart_can_be_copied_and_planned(installed: Path, tmp_path: Path) -> None:
+def test_the_installed_quickstart_can_be_copied_and_planned(
+    installed: Path, tmp_path: Path
+) -> None:
     assert align(installed, tmp_path, "new", "mine", "--from", "quickstart").returncode == 0
     done = align(installed, tmp_path, "plan", "mine")
     assert done.returncode == 0, done.stderr
