@@ -243,6 +243,7 @@ def load(
             network = PeftModel.from_pretrained(
                 network, str(spec.adapter), is_trainable=train, use_safetensors=True
             )
+        network.peft_config["default"].base_model_name_or_path = spec.base.path  # was relative
     if train:
         return prepare(network, spec, lora, head=head, seed=seed)
     return network.to(at).eval() if not chosen else network.eval()
@@ -322,7 +323,7 @@ def save(
         "attn_implementation": spec.base.attn_implementation,
     }
     if adapted:
-        base["revision"] = network.config._commit_hash or spec.base.revision
+        base["revision"] = spec.base.revision
         network.save_pretrained(str(home), selected_adapters=["default"])
         (home / "README.md").unlink(missing_ok=True)
         beside = os.path.join("..", relative)

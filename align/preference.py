@@ -1,28 +1,141 @@
 """Learning from pairs: what TRL's DPO and reward trainers do not do, and nothing they do.
 
-Rows reach the trainers tokenised, with one kind per token of an answer, so that a row is never cut
-silently and two masks can be drawn from it:
+Rows reach the trainers tokenised (`pairs`), with one kind per token of an answer (chat.py), so that
+no row is cut silently and Llama 3's two masks can be drawn from it:
 
-    kind          is                                         preference loss        NLL
-    CONTEXT (0)   the template's own tokens, other roles     no                     no
-    CONTENT (1)   what the assistant says                    yes                    yes
-    END (2)       what ends its turn                         unless `mask_format`   yes
+    kind      is                                         preference loss        NLL
+    CONTEXT   the template's own tokens, other roles     no                     no
+    CONTENT   what the assistant says                    yes                    yes
+    END       what ends its turn                         unless `mask_format`   yes
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
+import pyarrow  # type: ignore[import-untyped]
 import torch
+from datasets import Dataset
 from trl import DPOTrainer, RewardTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from align import chat
+from align.chat import CONTENT, CONTEXT
 from align.errors import StageFailed
+from align.out import Out
+from align.settings import Dialog
+from align.training import Ordered
 
-CONTEXT, CONTENT, END = 0, 1, 2
-
+Row = dict[str, Any]
 Batch = dict[str, Any]
+
+
+def comparisons(row: Row) -> Iterator[tuple[Dialog, Dialog]]:
+    """(chosen, rejected): the row's pair, or all K (K - 1) / 2 pairs of a ranking of K answers.
+
+    Every pair counts once, as if a person had been asked about it: a ranking of three is the three
+    Bradley-Terry terms of Llama 3's edited > chosen > rejected (arXiv 2407.21783, 4.1.2).
+    """
+    if "ranked" in row:
+        yield from combinations(row["ranked"], 2)
+    else:
+        yield row["chosen"], row["rejected"]
+
+
+def pairs(rows: Iterable[Row], tokenizer: Any, limit: int, out: Out) -> Iterator[Row]:
+    """Tokenised pairs of Preferences rows; what cannot be used whole is dropped and counted.
+
+    A pair has `prompt_ids`, `chosen_ids`, `rejected_ids` (what follows the prompt, to the end of
+    the rendered dialog), `chosen_kinds`, `rejected_kinds`, `margin` (0.0 where there is none) and
+    `prompt`, a number by which equal prompts are known.
+
+    Args:
+        rows: Preferences in their normal form.
+        tokenizer: with a chat template.
+        limit: the most tokens of a prompt with either answer.
+        out: counts `pairs` and `dropped...`, with examples.
+
+    Raises:
+        StageFailed: no pair is left, or a margin is not a finite number.
+    """
+    seen = kept = 0
+    for row in rows:
+        margin = _margin(row)
+        prompt, tools = row["prompt"], row.get("tools")
+        digest = hashlib.sha256(json.dumps([prompt, tools]).encode()).digest()
+        for answers in comparisons(row):
+            seen += 1
+            (ids, chosen), (again, rejected) = (
+                chat.answer(tokenizer, prompt, answer, tools) for answer in answers
+            )
+            length = len(ids) + max(len(chosen.ids), len(rejected.ids))
+            unusable = {
+                "prompts_differ": ids != again,  # a template that looks ahead at the answer
+                "equal_answers": chosen.ids == rejected.ids,
+                "too_long": length > limit,
+            }
+            if reason := next((name for name, true in unusable.items() if true), None):
+                example = {"id": row["id"], "tokens": length, "limit": limit}
+                out.count(f"dropped.{reason}", example=example)
+                continue
+            kept += 1
+            yield {
+                "prompt_ids": ids,
+                "chosen_ids": chosen.ids,
+                "rejected_ids": rejected.ids,
+                "chosen_kinds": chosen.kinds,
+                "rejected_kinds": rejected.kinds,
+                "margin": margin,
+                "prompt": int.from_bytes(digest[:6], "big"),
+            }
+    out.count("pairs", kept)
+    if not kept:
+        raise StageFailed(
+            f"None of {seen} pairs can be used: longer than {limit} tokens, or with equal answers. "
+            "Raise trainer.max_length as far as the model's context allows, or look at the data."
+        )
+    if kept < seen:
+        out.say(
+            f"{seen - kept} of {seen} pairs are dropped (longer than {limit} tokens, or equal)."
+        )
+
+
+def _margin(row: Row) -> float:
+    value = row.get("margin")
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e6:
+        raise StageFailed(
+            f"Row {row['id']}: margin is {value!r}, and must be a number. Correct it, or leave the "
+            "column out."
+        )
+    return float(value)
+
+
+def cached(rows: Dataset, folder: Path, *about: Any) -> Dataset:
+    """The same rows in a file named by its content, beside which TRL keeps the reference's numbers.
+
+    TRL looks for reference log-probabilities under a name made of the data set's fingerprint and
+    the reference's weights. So a run that goes on after a kill finds them again, and so does
+    another beta. Whatever else the numbers depend on must be in `about`.
+    """
+    temporary = folder / f"pairs-{os.getpid()}.tmp"
+    content = rows.data.table
+    with pyarrow.ipc.new_stream(str(temporary), content.schema) as stream:
+        stream.write_table(content)
+    digest = hashlib.sha256(temporary.read_bytes() + json.dumps(about).encode()).hexdigest()[:16]
+    path = folder / f"pairs-{digest}.arrow"
+    os.replace(temporary, path)
+    found = Dataset.from_file(str(path))
+    found._fingerprint = digest  # datasets' own is made of the file's time
+    return found
 
 
 def accuracy(margins: torch.Tensor) -> torch.Tensor:
@@ -37,8 +150,7 @@ def accuracy(margins: torch.Tensor) -> torch.Tensor:
 class PairCollator(DataCollatorForPreference):  # type: ignore[misc]
     """TRL's collator, with the two masks of Llama 3 (arXiv 2407.21783, §4.1.4) from the kinds.
 
-    Rows have `prompt_ids`, `chosen_ids`, `rejected_ids`, `chosen_kinds`, `rejected_kinds` (one kind
-    per token of the answer). A batch of n rows has 2n sequences, the chosen ones first:
+    Rows are those of `pairs`. A batch of n rows has 2n sequences, the chosen ones first:
     `completion_mask` (2n, length) is the preference loss's mask, for policy and reference alike;
     `nll_mask` (n, length) is the chosen answers' mask of the NLL term.
     """
@@ -60,7 +172,7 @@ class PairCollator(DataCollatorForPreference):  # type: ignore[misc]
         return batch
 
 
-class PairTrainer(DPOTrainer):  # type: ignore[misc]
+class PairTrainer(Ordered, DPOTrainer):  # type: ignore[misc]
     """`trl.DPOTrainer` on tokenised pairs, with an NLL term per pair and a first-batch check.
 
     * `loss_type: [sigmoid, sft]`: TRL's "sft" is the mean over all tokens of a micro-batch, so that
@@ -84,12 +196,19 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         """As `trl.DPOTrainer`, and whether the reference is the model as it comes in."""
         self._own_reference = own_reference
         super().__init__(*args, **options)
+        if own_reference and self._adapter_is_zero():
+            self.model.delete_adapter("ref")  # TRL disables the adapter then: less to compute
         self._cached = self.precompute_ref_logps
         self.precompute_ref_logps = True
         weights = list(zip(self.loss_types, self.loss_weights, strict=True))
         self._nll_weight = sum(weight for name, weight in weights if name == "sft")
         self.loss_types = [name for name, _ in weights if name != "sft"]
         self.loss_weights = [weight for name, weight in weights if name != "sft"]
+
+    def _adapter_is_zero(self) -> bool:
+        """Whether TRL made a copy of an adapter that changes nothing, as a new one does."""
+        copies = [w for name, w in self.model.named_parameters() if ".lora_B.ref." in name]
+        return bool(copies) and not any(weight.any() for weight in copies)
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset  # tokenised already; TRL's would tokenise again and cut at max_length
@@ -172,7 +291,7 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
                 )
 
 
-class ScoreTrainer(RewardTrainer):  # type: ignore[misc]
+class ScoreTrainer(Ordered, RewardTrainer):  # type: ignore[misc]
     """`trl.RewardTrainer`, whose accuracy counts a tie as one half."""
 
     def compute_loss(

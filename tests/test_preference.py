@@ -10,8 +10,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, RewardConfig
 
+from align.chat import CONTENT, END
 from align.errors import StageFailed
-from align.preference import CONTENT, END, PairCollator, PairTrainer, ScoreTrainer, accuracy
+from align.out import Out
+from align.preference import PairCollator, PairTrainer, ScoreTrainer, accuracy
 
 ROWS = [
     {"prompt": [1, 4, 70, 71, 5], "chosen": [40, 41, 42, 43, 6], "rejected": [50, 6]},
@@ -67,6 +69,7 @@ def pair_trainer(
         own_reference=own_reference,
     )
     trainer.model.train()
+    trainer.out = Out(tmp_path, tmp_path)
     return trainer
 
 

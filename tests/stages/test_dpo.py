@@ -1,0 +1,286 @@
+"""The `dpo` stage on a tiny model: what is trained, what the reference is, what is refused."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from align import models
+from align.artifacts import Model
+from align.data import Source
+from align.errors import StageFailed
+from align.out import Out
+from align.stages.dpo import Dpo
+
+Make = Callable[..., Model]
+QUICK = {"learning_rate": 1e-2, "max_steps": 3, "per_device_train_batch_size": 2}
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+
+
+def base(tiny_model: Path) -> Model:
+    return Model(
+        tiny_model, spec={"base": {"path": str(tiny_model)}, "quantization": None, "adapter": False}
+    )
+
+
+@pytest.fixture
+def pairs(write_rows: Callable[..., Path]) -> Source:
+    words = ["red", "green", "blue", "white", "black", "pink"]
+    rows = [
+        {"prompt": f"Name {word}.", "chosen": f"It is {word}, surely.", "rejected": f"No {i}"}
+        for i, word in enumerate(words)
+    ]
+    return Source(path=str(write_rows("pairs.jsonl", rows)))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Make]:
+    def make(name: str, **settings: Any) -> Model:
+        out = Out(tmp_path / "runs" / name, tmp_path / "runs" / ".cache")
+        out.path.mkdir(parents=True)
+        out.cache.mkdir(exist_ok=True)
+        made = Dpo(**{"batch_size": 4, "trainer": QUICK, **settings}).run(out)
+        made.counts = out.counts  # type: ignore[attr-defined]
+        return made
+
+    return make  # type: ignore[return-value]
+
+
+def steps(made: Model) -> list[dict[str, Any]]:
+    lines = (made.path / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if "loss" in line]
+
+
+def adapter(made: Model) -> dict[str, torch.Tensor]:
+    return dict(load_file(made.path / "adapter" / "adapter_model.safetensors"))
+
+
+def test_full_training_starts_at_ln_2_and_learns(
+    tiny_model: Path, pairs: Source, run: Make
+) -> None:
+    made = run("full", model=base(tiny_model), data=[pairs])
+    first, *_, last = steps(made)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["rewards/chosen"] == first["rewards/margins"] == 0
+    assert first["rewards/accuracies"] == 0.5
+    assert last["loss"] < 0.6
+    assert models.describe(made).adapter is None
+
+
+def test_a_new_adapter_is_measured_against_the_model_without_it(
+    tiny_model: Path, pairs: Source, run: Make
+) -> None:
+    made = run("new", model=base(tiny_model), data=[pairs], lora=LORA)
+    assert steps(made)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert steps(made)[-1]["loss"] < 0.65
+    assert not (made.path / "adapter" / "ref").exists()
+
+
+def test_one_adapter_travels(tiny_model: Path, pairs: Source, run: Make) -> None:
+    """A second training goes on with the first one's adapter, and is measured against it."""
+    first = run("first", model=base(tiny_model), data=[pairs], lora=LORA)
+    before = {
+        p: p.read_bytes() for p in [*tiny_model.glob("*"), *first.path.rglob("*")] if p.is_file()
+    }
+    second = run("second", model=first, data=[pairs])
+    assert steps(second)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert steps(second)[0]["rewards/chosen"] == 0
+    assert {path: path.read_bytes() for path in before} == before, "inputs are never changed"
+    old, new = adapter(first), adapter(second)
+    assert old.keys() == new.keys()
+    assert any(not torch.equal(old[name], new[name]) for name in old)
+    assert models.describe(second).base.path == str(tiny_model)
+    assert not (second.path / "adapter" / "ref").exists()
+
+
+def test_a_merged_models_reference_is_itself_and_not_its_base(
+    tiny_model: Path, pairs: Source, run: Make, tmp_path: Path
+) -> None:
+    """Trap 2: TRL would load the reference from the path in the config, the unmerged base."""
+    tuned = run("tuned", model=base(tiny_model), data=[pairs], lora=LORA)
+    merged = models.load(tuned).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    models.tokenizer(tuned).save_pretrained(tmp_path / "merged")
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    (tmp_path / "merged" / "config.json").write_text(
+        json.dumps({**config, "_name_or_path": str(tiny_model)})
+    )
+    made = run("again", model=base(tmp_path / "merged"), data=[pairs])
+    assert steps(made)[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert steps(made)[0]["rewards/chosen"] == 0
+
+
+def test_a_wrong_reference_stops_the_stage(
+    tiny_model: Path, pairs: Source, run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = models.load(base(tiny_model))
+    with torch.no_grad():
+        other.lm_head.weight.add_(0.05 * torch.randn_like(other.lm_head.weight))
+    monkeypatch.setattr(Dpo, "_reference", lambda *_: other)
+    with pytest.raises(StageFailed, match="not the model that came in"):
+        run("wrong", model=base(tiny_model), data=[pairs])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_another_reference_may_carry_an_adapter(
+    cached: bool, tiny_model: Path, pairs: Source, run: Make
+) -> None:
+    tuned = run("tuned", model=base(tiny_model), data=[pairs], lora=LORA)
+    made = run(
+        "far",
+        model=base(tiny_model),
+        data=[pairs],
+        reference=tuned,
+        lora=LORA,
+        trainer={**QUICK, "precompute_ref_log_probs": cached},
+    )
+    first = steps(made)[0]
+    assert abs(first["rewards/chosen"]) > 1e-3, "measured against the tuned model"
+    # the other way round, the rewards have the other sign
+    back = run("back", model=tuned, data=[pairs], reference=base(tiny_model))
+    assert steps(back)[0]["rewards/chosen"] == pytest.approx(-first["rewards/chosen"], rel=1e-3)
+
+
+def test_a_reference_with_another_vocabulary_is_refused(
+    tiny_model: Path, pairs: Source, run: Make, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<|new|>"])
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "wide")
+    tokenizer.save_pretrained(tmp_path / "wide")
+    with pytest.raises(StageFailed, match="another vocabulary.*made from the same base"):
+        run("no", model=base(tiny_model), data=[pairs], reference=base(tmp_path / "wide"))
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_cached_reference_numbers_change_nothing(
+    lora: Any, tiny_model: Path, pairs: Source, run: Make, tmp_path: Path
+) -> None:
+    plain = run("plain", model=base(tiny_model), data=[pairs], lora=lora)
+    options = {**QUICK, "precompute_ref_log_probs": True}
+    cached = run("cached", model=base(tiny_model), data=[pairs], lora=lora, trainer=options)
+    for one, two in zip(steps(plain), steps(cached), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
+    files = set((tmp_path / "runs" / ".cache").iterdir())
+    run("beta", model=base(tiny_model), data=[pairs], lora=lora, trainer={**options, "beta": 0.5})
+    assert set((tmp_path / "runs" / ".cache").iterdir()) == files, "another beta: the same numbers"
+    run("mask", model=base(tiny_model), data=[pairs], lora=lora, trainer=options, mask_format=True)
+    assert len(set((tmp_path / "runs" / ".cache").iterdir())) == 2 * len(files)
+
+
+def test_long_pairs_are_dropped_and_counted_never_cut(
+    tiny_model: Path, write_rows: Callable[..., Path], run: Make
+) -> None:
+    """Trap 11: TRL cuts answers silently, and drops a pair only when its prompt is too long."""
+    rows = [
+        {"id": "short", "prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
+        {"id": "long", "prompt": "Hi", "chosen": "Hello!", "rejected": "What? " * 20},
+        {"id": "beyond", "prompt": "Hi " * 99, "chosen": "Hello!", "rejected": "What?"},
+    ]
+    source = Source(path=str(write_rows("long.jsonl", rows)))
+    options = {**QUICK, "max_steps": 1, "max_length": 64}
+    made: Any = run("cut", model=base(tiny_model), data=[source], trainer=options)
+    assert made.counts["pairs"]["n"] == 1
+    assert [each["id"] for each in made.counts["dropped.too_long"]["examples"]] == [
+        "long",
+        "beyond",
+    ]
+    with pytest.raises(StageFailed, match=r"None of 3 pairs.*8 tokens.*max_length"):
+        run("none", model=base(tiny_model), data=[source], trainer={**options, "max_length": 8})
+
+
+def test_the_models_context_is_a_limit_too(
+    tiny_model: Path, write_rows: Callable[..., Path], run: Make
+) -> None:
+    rows = [
+        {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
+        {"prompt": "Hi", "chosen": "Hello!", "rejected": "What? " * 50},
+    ]
+    source = Source(path=str(write_rows("long.jsonl", rows)))
+    made: Any = run("context", model=base(tiny_model), data=[source])
+    assert made.counts["dropped.too_long"]["n"] == 1
+
+
+def test_the_best_checkpoint_on_held_out_pairs_becomes_the_model(
+    tiny_model: Path, pairs: Source, run: Make
+) -> None:
+    for name, settings in (("full", {}), ("adapter", {"lora": LORA})):
+        made = run(
+            name,
+            model=base(tiny_model),
+            data=[pairs],
+            eval_data=[pairs],
+            trainer={**QUICK, "eval_steps": 1},
+            **settings,
+        )
+        numbers = json.loads((made.path / "metrics.json").read_text())
+        assert numbers["eval_loss"] < math.log(2)
+    again = run("again", model=made, data=[pairs], eval_data=[pairs])
+    assert steps(again)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert not (again.path / "adapter" / "ref").exists()
+
+
+def test_a_loss_that_is_not_a_number_stops_the_stage(
+    tiny_model: Path, pairs: Source, run: Make
+) -> None:
+    with pytest.raises(StageFailed, match=r"loss is nan.*learning_rate"):
+        run(
+            "nan",
+            model=base(tiny_model),
+            data=[pairs],
+            trainer={**QUICK, "max_steps": 20, "learning_rate": 1e18, "max_grad_norm": 0.0},
+        )
+
+
+def test_4_bit_weights_with_cached_numbers_still_learn(
+    tiny_model: Path, pairs: Source, run: Make
+) -> None:
+    """Trap 1: after a forward in eval mode, bitsandbytes' CPU kernels let no gradient through."""
+    settings = {
+        "model": base(tiny_model),
+        "data": [pairs],
+        "lora": LORA,
+        "quantization": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    }
+    plain = run("plain", **settings)
+    cached = run("cached", **settings, trainer={**QUICK, "precompute_ref_log_probs": True})
+    assert steps(plain)[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    for one, two in zip(steps(plain), steps(cached), strict=True):
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=0.1)
+
+
+PROBLEMS: list[tuple[dict[str, Any], str]] = [
+    ({"label_smoothing": 0.1}, "sigmoid does not read it"),
+    ({"label_smoothing": 0.1, "loss_type": "robust"}, ""),
+    ({"loss_type": ["exo_pair"]}, "exo_pair needs label_smoothing above 0"),
+    ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "There are 2 losses"),
+    ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}, ""),
+]
+
+
+@pytest.mark.parametrize(("trainer", "message"), PROBLEMS)
+def test_what_trl_would_ignore_is_a_problem_of_the_recipe(
+    trainer: dict[str, Any], message: str, tiny_model: Path
+) -> None:
+    stage = Dpo(model=base(tiny_model), data=[Source(path="x.jsonl")], trainer=trainer)
+    problems = [text for _, text in stage.check()]
+    assert len(problems) == bool(message)
+    assert all(message in text for text in problems)
+
+
+def test_another_adapter_on_top_of_one_is_a_problem_of_the_recipe(tiny_model: Path) -> None:
+    source = [Source(path="x.jsonl")]
+    first = Dpo(model=base(tiny_model), data=source, lora=LORA)
+    made = Model(Path("runs/dpo-1"), stage=first)
+    assert not list(Dpo(model=made, data=source, lora=LORA).check())
+    [(key, text)] = Dpo(model=made, data=source, lora={"r": 8}).check()
+    assert key == "lora" and "carries an adapter already" in text
