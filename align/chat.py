@@ -13,6 +13,7 @@ a turn's place is known exactly, or the template is refused by name: never guess
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import StageFailed
-from align.settings import Dialog
+from align.settings import Dialog, Message
 
 CONTEXT, CONTENT, END = 0, 1, 2
 
@@ -133,7 +134,7 @@ def answer(
 def end_of_turn(tokenizer: Any) -> int:
     """The id of the token that ends the assistant's turn: where generation must stop."""
     encoded = encode_one(tokenizer, [*_ASKED, {"role": "assistant", "content": "Hello"}])
-    return next(i for i, kind in zip(encoded.ids, encoded.kinds, strict=True) if kind == END)
+    return encoded.ids[len(encoded.kinds) - 1 - encoded.kinds[::-1].index(END)]
 
 
 _ASKED: Dialog = [{"role": "user", "content": "Hi"}]
@@ -144,7 +145,7 @@ Turn = tuple[int, int, int]
 
 def _spans(tokenizer: Any, messages: Dialog, tools: Any, first: int = 0) -> tuple[str, list[Turn]]:
     """The whole text, and the assistant's turns in it from message `first` on."""
-    ends = _end_tokens(tokenizer, tokenizer.chat_template)
+    end = _end(tokenizer, tokenizer.chat_template)
     whole = render(tokenizer, messages, tools=tools)
     turns = []
     for i, message in enumerate(messages):
@@ -155,29 +156,51 @@ def _spans(tokenizer: Any, messages: Dialog, tools: Any, first: int = 0) -> tupl
         after = whole if is_last else render(tokenizer, messages[: i + 1], tools=tools)
         if not after.startswith(before):
             raise _refused(tokenizer, "its generation prompt is not how an answer begins")
-        if not whole.startswith(after):
+        final = after.rfind(end, len(before))
+        if final < 0:
+            raise _refused(tokenizer, f'"{end}" does not end every turn of the assistant')
+        _check_content(tokenizer, message, after[len(before) : final])
+        stop = final + len(end)
+        if not whole.startswith(after[:stop]):
             raise _refused(tokenizer, f"it writes turn {i + 1} anew when the dialog goes on")
-        said = after[len(before) :].rstrip()
-        end = next((token for token in ends if said.endswith(token)), None)
-        if end is None:
-            raise _refused(
-                tokenizer, f"no special token ends the assistant's turn ({said[-20:]!r})"
-            )
-        stop = len(before) + len(said)
-        turns.append((len(before), stop - len(end), stop))
+        turns.append((len(before), final, stop))
     return whole, turns
 
 
+def _check_content(tokenizer: Any, message: Message, said: str) -> None:
+    """What the template writes of a turn must end with its content, or with the tools it calls."""
+    content = message.get("content")
+    if isinstance(content, str) and not message.get("tool_calls"):
+        tail = content.strip()[-20:]  # not all of it: some templates move what was thought
+        if not said.rstrip().endswith(tail):
+            raise _refused(tokenizer, "it does not write what the assistant says as it is")
+
+
 @lru_cache(maxsize=16)
-def _end_tokens(tokenizer: Any, template: str) -> tuple[str, ...]:
-    """Tokens that may end a turn; and a check of the template that is made once."""
+def _end(tokenizer: Any, template: str) -> str:
+    """What ends the assistant's turn: the special tokens right after "Hello", at the end and amid.
+
+    Raises:
+        StageFailed: nothing does, or it is not the same.
+    """
+    hello: Message = {"role": "assistant", "content": "Hello"}
     asked = render(tokenizer, _ASKED)
-    prompted = render(tokenizer, _ASKED, prompt=True)
-    answered = render(tokenizer, [*_ASKED, {"role": "assistant", "content": "Hello"}])
-    if asked == prompted and not answered[len(asked) :].lstrip().startswith("Hello"):
-        raise _refused(tokenizer, "it ignores add_generation_prompt, but answers have a header")
+    if asked == render(tokenizer, _ASKED, prompt=True):
+        header = render(tokenizer, [*_ASKED, hello])[len(asked) :].partition("Hello")[0]
+        if header.strip():
+            raise _refused(tokenizer, f"{header.strip()!r} is not in its generation prompt")
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return tuple(sorted(special | {tokenizer.eos_token}, key=len, reverse=True))
+    run = "|".join(map(re.escape, sorted(special | {tokenizer.eos_token}, key=len, reverse=True)))
+    texts = [render(tokenizer, [*_ASKED, hello, *more]) for more in ([], _ASKED)]
+    tails = [text.rpartition("Hello")[2] for text in texts]
+    if tails[0] == texts[0]:
+        raise _refused(tokenizer, "it does not write what the assistant says as it is")
+    found = re.match(rf"\s*((?:{run})+)", tails[0])
+    if found is None:
+        raise _refused(tokenizer, "no special token ends the assistant's turn")
+    if not tails[1].startswith(found[0]):
+        raise _refused(tokenizer, f"{found[1]!r} does not end an answer that is not the last")
+    return found[1]
 
 
 def _tokens(tokenizer: Any, texts: list[str]) -> list[Any]:
@@ -199,11 +222,11 @@ def _encoded(tokenizer: Any, turns: list[Turn], encoding: Any) -> Encoded:
     kinds = [CONTEXT] * len(ids)
     for begin, end, stop in turns:
         start = next(t for t in map(encoding.char_to_token, range(begin, stop)) if t is not None)
-        final = encoding.char_to_token(end)
+        final, last = encoding.char_to_token(end), encoding.char_to_token(stop - 1)
         if encoding.token_to_chars(start)[0] < begin:
             raise _refused(tokenizer, "its generation prompt ends in the middle of a token")
         kinds[start:final] = [CONTENT] * (final - start)
-        kinds[final] = END
+        kinds[final : last + 1] = [END] * (last + 1 - final)
     return Encoded(ids, kinds)
 
 

@@ -1,0 +1,208 @@
+"""Dialogs as tokens, and which tokens the assistant said."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align import chat
+from align.errors import StageFailed
+
+ASK = {"role": "user", "content": "What is 2+2?"}
+SAY = {"role": "assistant", "content": "It is 4."}
+TWO = [ASK, SAY, {"role": "user", "content": "And 3+3?"}, {"role": "assistant", "content": "Six."}]
+DIALOGS = {"one": [ASK, SAY], "two": TWO, "system": [{"role": "system", "content": "Hm."}, *TWO]}
+
+DATA = Path(os.environ.get("ALIGN_DATA", "/nowhere"))
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="ALIGN_DATA is not set")
+
+
+@pytest.fixture
+def tokenizer(tiny_model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def said(tokenizer: Any, encoded: chat.Encoded) -> list[str]:
+    """The assistant's turns as text, with their ends."""
+    turns, before = [], chat.CONTEXT
+    for token, kind in zip(encoded.ids, encoded.kinds, strict=True):
+        if kind and not (before == chat.CONTENT or (before == kind == chat.END)):
+            turns.append([])
+        if kind:
+            turns[-1].append(token)
+        before = kind
+    return [tokenizer.decode(turn) for turn in turns]
+
+
+def test_the_mask_is_the_answers_and_the_ends_of_their_turns(tokenizer: Any) -> None:
+    encoded = chat.encode_one(tokenizer, TWO)
+    assert said(tokenizer, encoded) == ["It is 4.<|end|>", "Six.<|end|>"]
+    whole = tokenizer.apply_chat_template(TWO, tokenize=True, return_dict=True)["input_ids"]
+    assert encoded.ids == whole
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert [t for t, kind in zip(encoded.ids, encoded.kinds, strict=True) if kind == chat.END] == [
+        end,
+        end,
+    ]
+    assert chat.end_of_turn(tokenizer) == end
+
+
+def test_begin_of_text_stands_once(tokenizer: Any) -> None:
+    assert chat.encode_one(tokenizer, TWO).ids.count(tokenizer.bos_token_id) == 1
+    assert chat.prompt(tokenizer, TWO[:1]).count(tokenizer.bos_token_id) == 1
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    with pytest.raises(StageFailed, match="begin-of-text token twice"):
+        chat.encode_one(tokenizer, TWO)
+
+
+def test_what_comes_before_an_answer_is_the_prompt_of_generation(tokenizer: Any) -> None:
+    prompt, answer = chat.answer(tokenizer, TWO[:3], TWO[3:])
+    assert prompt == chat.prompt(tokenizer, TWO[:3])
+    assert prompt + answer.ids == chat.encode_one(tokenizer, TWO).ids
+    assert said(tokenizer, answer) == ["Six.<|end|>"]
+    assert answer.kinds == [chat.CONTENT] * 4 + [chat.END, chat.CONTEXT]
+
+
+def test_an_answer_that_spells_the_end_of_a_turn_is_content(tokenizer: Any) -> None:
+    for content in ("d", "end", "|>", "<|end|>", "a <|end|> b"):
+        encoded = chat.encode_one(tokenizer, [ASK, {"role": "assistant", "content": content}])
+        assert encoded.kinds.count(chat.END) == 1
+        assert encoded.kinds[-3:] == [chat.CONTENT, chat.END, chat.CONTEXT]
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (
+            "{% for m in messages %}<|{{m.role}}|>{{m.content}}{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+            "no special token ends",
+        ),
+        (
+            "{% for m in messages %}<|{{m.role}}|>{{m.content}}<|end|>{% endfor %}",
+            "is not in its generation prompt",
+        ),
+        (
+            "{{messages|length}}{% for m in messages %}<|{{m.role}}|>{{m.content}}<|end|>"
+            "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
+            "not how an answer begins",
+        ),
+        (
+            "{% for m in messages %}<|{{m.role}}|>{% if m.role=='assistant' and not loop.last %}"
+            "old {% endif %}{{m.content}}<|end|>{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+            "writes turn 2 anew",
+        ),
+        (
+            "{% for m in messages %}<|{{m.role}}|>{{m.content}}{% if not loop.last %}<|end|>"
+            "{% else %}</s>{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+            "does not end an answer that is not the last",
+        ),
+        (
+            "{% for m in messages %}<|{{m.role}}|>{{m.content|upper}}<|end|>{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+            "does not write what the assistant says as it is",
+        ),
+    ],
+)
+def test_a_template_that_cannot_be_proven_is_refused_by_name(
+    tokenizer: Any, template: str, why: str
+) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(StageFailed, match=why) as error:
+        chat.encode_one(tokenizer, TWO)
+    assert tokenizer.name_or_path in str(error.value)
+    assert "chat_template" in str(error.value)
+
+
+def test_a_missing_template_is_a_sentence(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    with pytest.raises(StageFailed, match="has no chat template. Name one: base: "):
+        chat.prompt(tokenizer, [ASK])
+
+
+def test_tools_reach_the_template(tokenizer: Any) -> None:
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = chat.template("chatml")
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    dialog = [
+        ASK,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "4"},
+        SAY,
+    ]
+    encoded = chat.encode_one(tokenizer, dialog, tools)
+    assert '"name": "add", "parameters"' in tokenizer.decode(encoded.ids)
+    assert said(tokenizer, encoded) == [
+        '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>',
+        "It is 4.<|im_end|>",
+    ]
+    assert encoded == chat.encode_one(
+        tokenizer, dialog, '[{"type": "function", "function": {"name": "add", "parameters": {}}}]'
+    )
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in chat.TEMPLATES.glob("*.jinja")))
+def test_our_templates_are_proven(tokenizer: Any, name: str) -> None:
+    words = ["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": words})
+    tokenizer.chat_template = chat.template(name)
+    end = {"chatml": "<|im_end|>", "llama-3.1": "<|eot_id|>"}.get(name, tokenizer.eos_token)
+    for dialog in DIALOGS.values():
+        encoded = chat.encode_one(tokenizer, dialog)
+        answers = [m["content"] + end for m in dialog if m["role"] == "assistant"]
+        assert said(tokenizer, encoded) == answers
+
+
+TEMPLATES = sorted((DATA / "chat_templates").rglob("*.jinja"))
+SPECIAL = re.compile(r"<[|｜/]?[A-Za-z_▁0-9]+[|｜]?>|\[\|?/?[A-Za-z_]+\|?\]")
+
+
+@pytest.fixture(scope="module")
+def smollm() -> Any:
+    """A real byte-level BPE that knows all special tokens of the public templates."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "tokenizers" / "smollm2")
+    words = {word for file in TEMPLATES for word in SPECIAL.findall(file.read_text("utf-8"))}
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted(words)})
+    tokenizer.bos_token, tokenizer.eos_token = "<|endoftext|>", "<|im_end|>"
+    return tokenizer
+
+
+PROVEN = "llama3 llama3_1 llama3_2 qwen2_5 qwen3_instruct_2507 phi3 gemma3 cohere lfm2 llama4 phi_4"
+
+
+@needs_data
+@pytest.mark.parametrize("file", TEMPLATES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_public_templates_are_proven_or_refused_never_wrong(smollm: Any, file: Path) -> None:
+    smollm.chat_template = file.read_text("utf-8")
+    for dialog in DIALOGS.values():
+        try:
+            encoded = chat.encode_one(smollm, dialog)
+        except StageFailed as refusal:
+            assert "chat template" in str(refusal)
+            assert file.stem not in PROVEN.split()
+            continue
+        answers = [m["content"] for m in dialog if m["role"] == "assistant"]
+        for turn, content in zip(said(smollm, encoded), answers, strict=True):
+            before, _, end = turn.partition(content)
+            assert end.strip() and not SPECIAL.sub("", end).strip()
+            assert not re.search("2|3|user|assistant", before)
+        if "generation %}" in smollm.chat_template:
+            theirs = smollm.apply_chat_template(
+                dialog, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            )
+            assert theirs["input_ids"] == encoded.ids
+            masks = zip(encoded.ids, encoded.kinds, theirs["assistant_masks"], strict=True)
+            differ = [(token, kind) for token, kind, mask in masks if (kind > 0) != mask]
+            # their tags also hold what the generation prompt writes, and what follows the end
+            assert all(kind == chat.CONTEXT for _, kind in differ)
+            rest = {smollm.decode([token]).strip() for token, _ in differ}
+            assert rest <= {"", "<think>", "</think>", smollm.eos_token}
