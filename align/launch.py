@@ -16,11 +16,15 @@ import sys
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from ruamel.yaml import YAML
 
 from align.errors import StageFailed
+
+Launch = Annotated[dict[str, Any] | str | None, Field(exclude=True)]
+"""The field `launch` of a training stage; its `check` yields from `problems(self.launch)`."""
 
 KINDS = ("multi_gpu", "use_fsdp", "use_deepspeed", "use_megatron_lm", "tpu", "cpu")
 """The options of which `accelerate launch` wants one to start more than one process."""
@@ -80,6 +84,15 @@ def command(work: Path, settings: dict[str, Any]) -> list[str]:
                 ]
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", *options]
     return [*accelerate, "--module", "align.worker", "--rank", str(work)]
+
+
+def take_one() -> None:
+    """Hide all devices but the first: transformers spreads a batch over all that one process sees.
+
+    That is `torch.nn.DataParallel`, in which `batch_size` would mean something else.
+    """
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        os.environ[name] = os.environ.get(name, "0").split(",")[0]
 
 
 def _plain(work: Path) -> Path:

@@ -40,7 +40,7 @@ def check(plan: Plan, missing: Sequence[Planned]) -> None:
         made = _made(stage)
         begun = _size(store.partial(stage.artifact.path))
         stay += max(0.0, made + FLOOR - begun)
-        if "launch" in stage.record["settings"]:
+        if "trainer" in stage.record["settings"]:
             checkpoints = max(checkpoints, 3 * CHECKPOINTS * made - begun)
     needed, free = stay + checkpoints, store.free(plan.store)
     if missing and needed > free:

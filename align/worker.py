@@ -106,6 +106,8 @@ def make(work: Path) -> int:
         if launch.processes(record["settings"]) > 1:
             spread(work, record)
         else:
+            if "launch" in record["settings"] and launch.devices() > 1:
+                launch.take_one()
             perform(work, record)
         made = read_json(work / "made.json")
         made["made_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
