@@ -113,7 +113,8 @@ def _asked(row: Row) -> Dialog:
 
 
 def _tools(row: Row) -> Row:
-    return {"tools": row["tools"]} if row.get("tools") else {}
+    """What stays with a row besides its messages: `tools`, and `subset`, which tasks report by."""
+    return {key: row[key] for key in ("tools", "subset") if row.get(key)}
 
 
 def _spoken(row: Row) -> Dialog:

@@ -9,7 +9,7 @@ from typing import Any
 
 from align import shelf
 from align.errors import StageFailed
-from align.settings import Dialog, Reward
+from align.settings import Dialog, Reward, Settings
 
 CHUNK = 1024
 """Answers a reward is given at once."""
@@ -18,12 +18,12 @@ Numbers = dict[str, float | None]
 """One answer's numbers from one reward: `score`, and the reward's details by name."""
 
 
-def names(rewards: Sequence[Reward]) -> list[str]:
-    """What each reward's numbers are called: its file's name; the second of a name is `name_2`."""
+def names(blocks: Sequence[Settings]) -> list[str]:
+    """What each reward or task is called: its file's name; the second of a name is `name_2`."""
     stems: list[str] = []
     found: list[str] = []
-    for reward in rewards:
-        stem = shelf.source(type(reward)).stem
+    for block in blocks:
+        stem = shelf.source(type(block)).stem
         n = stems.count(stem)
         stems.append(stem)
         found.append(f"{stem}_{n + 1}" if n else stem)

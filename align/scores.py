@@ -1,4 +1,4 @@
-"""The score a reward model gives a dialog: the same alone and in any batch."""
+"""The score a reward model gives a dialog, the same alone and in any batch; and how good it is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,44 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
+from align import chat, models, stats
+from align.artifacts import RewardModel
+from align.settings import Dialog
+
+
+def load(model: RewardModel) -> tuple[Any, Any]:
+    """A reward model ready to score, in float32 unless it is quantized, and its tokenizer."""
+    network = models.load(model, head=True)
+    if models.describe(model).quantization is None:
+        network = network.float()
+    return network, models.tokenizer(model)
+
+
+def dialogs(
+    network: Any,
+    tokenizer: Any,
+    prompts: Sequence[Dialog],
+    answers: Sequence[Dialog],
+    tools: Sequence[Any],
+    *,
+    tokens: int = 16384,
+) -> list[float | None]:
+    """The score of each answer to its prompt: of the whole dialog, as the model saw it in training.
+
+    None where the dialog is longer than the model's context. `tools` has one entry per answer.
+    """
+    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    rows = []
+    for prompt, answer, tool in zip(prompts, answers, tools, strict=True):
+        ids, encoded = chat.answer(tokenizer, prompt, answer, tool)
+        rows.append(ids + encoded.ids)
+    fits = [i for i, row in enumerate(rows) if len(row) <= limit]
+    found: list[float | None] = [None] * len(rows)
+    numbers = scores(network, [rows[i] for i in fits], tokens=tokens)
+    for i, number in zip(fits, numbers, strict=True):
+        found[i] = number
+    return found
 
 
 @torch.inference_mode()
@@ -48,3 +86,35 @@ def scores(
         if progress is not None:
             progress(at)
     return result
+
+
+def accuracy(margins: torch.Tensor) -> torch.Tensor:
+    """How often the chosen answer wins, a tie counting one half: P(m > 0) + P(m = 0) / 2.
+
+    TRL counts a tie as a loss: a model that has learnt nothing scores 0 there, and one half here.
+    """
+    return ((margins > 0).double() + (margins == 0).double() / 2).mean()
+
+
+def measure(model: RewardModel, rows: Any) -> dict[str, float]:
+    """A reward model on `held_out` pairs: rows of `preference.dialogs`.
+
+    `accuracy` with its Wilson 95 % interval, `accuracy_low` to `accuracy_high`;
+    `accuracy_of_longer`, what always preferring the longer answer would reach; and
+    `length_correlation`, Pearson's between the score and the answer's tokens over all answers.
+    """
+    network, _ = load(model)
+    n = len(rows)
+    found = scores(network, [*rows["chosen_ids"], *rows["rejected_ids"]])
+    lengths = [*rows["chosen_tokens"], *rows["rejected_tokens"]]
+    both = torch.tensor([found, lengths], dtype=torch.float64)
+    right, longer = (accuracy(margins).item() for margins in both[:, :n] - both[:, n:])
+    low, high = stats.wilson(right * n, n)
+    return {
+        "held_out": n,
+        "accuracy": right,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "accuracy_of_longer": longer,
+        "length_correlation": torch.corrcoef(both)[0, 1].nan_to_num().item(),
+    }

@@ -27,23 +27,9 @@ class ModelReward(Reward):
         self, *, prompts: list[Dialog], completions: list[Dialog], **columns: list[Any]
     ) -> list[float | None]:
         """One score per answer."""
-        from align import chat, generate, models
-        from align.scores import scores
+        from align import scores
 
         if self._loaded is None:
-            network = models.load(self.model, head=True)
-            if models.describe(self.model).quantization is None:
-                network = network.float()
-            self._loaded = network, models.tokenizer(self.model)
-        network, tokenizer = self._loaded
+            self._loaded = scores.load(self.model)
         tools = columns.get("tools") or [None] * len(prompts)
-        rows = []
-        for prompt, completion, tool in zip(prompts, completions, tools, strict=True):
-            start, answer = chat.answer(tokenizer, prompt, completion, tool)
-            rows.append(start + answer.ids)
-        fits = [i for i, row in enumerate(rows) if len(row) <= generate.context(network)]
-        found: list[float | None] = [None] * len(rows)
-        numbers = scores(network, [rows[i] for i in fits], tokens=self.tokens)
-        for i, number in zip(fits, numbers, strict=True):
-            found[i] = number
-        return found
+        return scores.dialogs(*self._loaded, prompts, completions, tools, tokens=self.tokens)

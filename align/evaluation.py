@@ -1,0 +1,208 @@
+"""What models are worth: every task's numbers item by item, their means and their differences."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from align import records, rewards, stats
+from align.artifacts import Model, RewardModel
+from align.asking import Asked, Item, Said
+from align.errors import StageFailed
+from align.out import Out
+from align.settings import Task
+from align.stats import Estimate
+
+Values = dict[str, float]
+
+
+def identity(model: Model) -> str:
+    """What tells models apart: the key of a made one, the path or hub id of another."""
+    return model.key if model.stage is not None else str(model.path)
+
+
+def name_of(model: Model) -> str:
+    """What a person calls a model: its name in the recipe, else its directory's."""
+    return model.name or model.key
+
+
+def takes(task: Task, model: Model) -> bool:
+    """Whether a task is for this kind of model."""
+    return isinstance(model, RewardModel) == (task.ask == "score")
+
+
+def numbers(name: str, estimate: Estimate) -> dict[str, Any]:
+    """An estimate as JSON: `n`, `<name>`, `ci_low`, `ci_high`; null where there is no number."""
+    values = {name: estimate.mean, "ci_low": estimate.low, "ci_high": estimate.high}
+    known = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    return {"n": estimate.n, **known}
+
+
+class Results:
+    """Every model's numbers, item by item."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._values: dict[tuple[str, str, str], dict[str, float]] = {}
+        """By (model, task, metric): a value per item. Subsets are `task/subset`."""
+
+    def add(self, model: Model, task: str, items: list[Item], graded: list[Values]) -> None:
+        """A model's numbers of a task, and of each of its subsets."""
+        self._names[identity(model)] = name_of(model)
+        for item, values in zip(items, graded, strict=True):
+            subset = item.get("subset")
+            for name in [task] if subset is None else [task, f"{task}/{subset}"]:
+                for metric, value in values.items():
+                    place = self._values.setdefault((identity(model), name, metric), {})
+                    place[str(item["id"])] = float(value)
+
+    def scores(self) -> list[dict[str, Any]]:
+        """The report's `scores`."""
+        return [
+            {"model": self._names[model], "key": model, "task": task, "metric": metric}
+            | numbers("mean", stats.mean(list(values.values())))
+            for (model, task, metric), values in self._values.items()
+        ]
+
+    def compare(self, model: Model, against: Model, role: str) -> Iterator[dict[str, Any]]:
+        """The report's `comparisons` of two models: every metric both have."""
+        for of, task, metric in self._values:
+            if of == identity(model) and (identity(against), task, metric) in self._values:
+                found = self.difference(model, against, task, metric)
+                yield {
+                    "model": name_of(model),
+                    "key": of,
+                    "against": name_of(against),
+                    "against_key": identity(against),
+                    "role": role,
+                    "task": task,
+                    "metric": metric,
+                    **numbers("delta", found),
+                    "p": found.p if math.isfinite(found.p) else None,
+                }
+
+    def mean(self, model: Model, task: str, metric: str | None) -> Estimate:
+        """A model's mean."""
+        return stats.mean(list(self._of(model, task, metric).values()))
+
+    def difference(self, model: Model, against: Model, task: str, metric: str | None) -> Estimate:
+        """Of two models on the same items."""
+        ours, theirs = self._of(model, task, metric), self._of(against, task, metric)
+        items = [item for item in ours if item in theirs]
+        return stats.paired([ours[item] for item in items], [theirs[item] for item in items])
+
+    def main_metric(self, task: str) -> str:
+        """The first number of a task."""
+        return next((m for _, name, m in self._values if name == task), "")
+
+    def _of(self, model: Model, task: str, metric: str | None) -> dict[str, float]:
+        place = (identity(model), task, metric or self.main_metric(task))
+        if place not in self._values:
+            known = sorted({f"{t} {m}" for of, t, m in self._values if of == identity(model)})
+            raise StageFailed(
+                f"There is no {task} {metric or ''} of {name_of(model)}. It has: "
+                f"{', '.join(known)}. Correct the gate; answers are kept, so that it is quick."
+            )
+        return self._values[place]
+
+
+def measure(
+    models: Sequence[Model], tasks: Sequence[Task], seed: int, rows: int, out: Out
+) -> Results:
+    """Ask every model everything that is for it, and grade what it says.
+
+    What was said is kept in `items/<task>/<model>.jsonl`, one line per item with its numbers.
+    """
+    named = [
+        (name, task, _items(name, task))
+        for name, task in zip(rewards.names(tasks), tasks, strict=True)
+    ]
+    total = sum(len(i) for m in models for _, task, i in named if takes(task, m))
+    contents = records.Contents(out.cache.parent)
+    results, before = Results(), 0
+    for model in models:
+        asked = Asked(model, records.identity(model, contents), out.cache, rows)
+        for name, task, items in named:
+            if not takes(task, model):
+                continue
+
+            note = f"{name} of {name_of(model)}"
+            said = asked.ask(task, items, seed, partial(_progress, out, before, total, note))
+            before += len(items)
+            graded = grade(task, items, said)
+            results.add(model, name, items, graded)
+            _keep(out, name, model, items, said, graded)
+    contents.save()
+    return results
+
+
+def _progress(out: Out, before: int, total: int, note: str, done: int) -> None:
+    out.progress(before + done, total, "items", note)
+
+
+def _keep(
+    out: Out, name: str, model: Model, items: list[Item], said: list[Said], graded: list[Values]
+) -> None:
+    rows = [
+        {"id": item["id"], "prompt": item["prompt"], **one, "numbers": values}
+        for item, one, values in zip(items, said, graded, strict=True)
+    ]
+    out.count(f"items.{name}", len(rows))
+    for row in rows:
+        if row.get("finish") in ("length", "no room"):
+            example = {"id": row["id"], "model": name_of(model), "end": row["text"][-200:]}
+            out.count(f"cut.{name}", example=example)
+    file = out.path / "items" / name / f"{model.key}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.write_text("".join(lines), encoding="utf-8")
+
+
+def _items(name: str, task: Task) -> list[Item]:
+    items = list(task.items())
+    ids = [str(item["id"]) for item in items]
+    if not items:
+        raise StageFailed(f"{name} has no items. Look at its data.")
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise StageFailed(f"{name} has two items with the id {twice}. Every item needs its own.")
+    return items
+
+
+def grade(task: Task, items: list[Item], said: list[Said]) -> list[Values]:
+    """Numbers per item, the main one first.
+
+    `choose`: `accuracy`, and `accuracy_by_length` with likelihoods per byte of the option;
+    `likelihood`: `loglik_per_token` (nats; perplexity is exp of minus its mean);
+    `score`: `accuracy` with ties as one half, and the `margin` between the scores.
+
+    Raises:
+        StageFailed: a task's `grade` returned another number of results than it got answers.
+    """
+    if task.ask == "answer":
+        numbers = task.grade(items, [one["text"] for one in said])
+        if len(numbers) != len(items):
+            raise StageFailed(
+                f"{type(task).__name__}.grade returned {len(numbers)} results for {len(items)} "
+                "answers. It returns one per answer, in order."
+            )
+        return numbers
+    if task.ask == "choose":
+        return [_chosen(item, one["options"]) for item, one in zip(items, said, strict=True)]
+    if task.ask == "likelihood":
+        return [{"loglik_per_token": one["loglik"] / one["tokens"]} for one in said]
+    margins = [one["chosen"] - one["rejected"] for one in said]
+    return [{"accuracy": (m > 0) + (m == 0) / 2, "margin": m} for m in margins]
+
+
+def _chosen(item: Item, logliks: list[float]) -> dict[str, float]:
+    lengths = [max(1, len(option.encode())) for option in item["options"]]
+    by_length = [value / length for value, length in zip(logliks, lengths, strict=True)]
+    right = item["answer"]
+    return {
+        "accuracy": float(logliks.index(max(logliks)) == right),
+        "accuracy_by_length": float(by_length.index(max(by_length)) == right),
+    }

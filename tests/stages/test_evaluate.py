@@ -1,0 +1,347 @@
+"""Evaluation: asked once, remembered, compared on the same items, gates with their verdicts."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from align import asking, generate, shelf
+from align.artifacts import Model, RewardModel
+from align.data import Source
+from align.errors import GateStopped, StageFailed
+from align.evaluation import Results
+from align.out import Out
+from align.settings import Task
+from align.stages.evaluate import Comparison, Evaluate, Gate
+
+TASK = '''
+from typing import ClassVar, Literal
+from align.settings import Task
+
+class Echo(Task):
+    """Whether an answer holds a letter."""
+    ask: ClassVar[Literal["answer"]] = "answer"
+    letter: str = "a"
+    n: int = 12
+
+    def items(self):
+        for i in range(self.n):
+            prompt = [{"role": "user", "content": f"say {i}"}]
+            yield {"id": f"i{i}", "prompt": prompt, "subset": "even" if i % 2 == 0 else "odd"}
+
+    def grade(self, items, answers):
+        return [{"has": float(self.letter in a), "length": float(len(a))} for a in answers]
+'''
+
+CHOICE = '''
+from typing import ClassVar, Literal
+from align.settings import Task
+
+class Choice(Task):
+    """Which of two words comes next."""
+    ask: ClassVar[Literal["choose"]] = "choose"
+
+    def items(self):
+        for i in range(6):
+            prompt = [{"role": "user", "content": f"pick {i}"}] if i % 2 else f"pick {i}: "
+            yield {"id": i, "prompt": prompt, "options": ["red", "blue!"], "answer": i % 2}
+'''
+
+
+def handle(path: Path, name: str, kind: type[Model] = Model) -> Any:
+    made = kind(path, spec={"base": {"path": str(path)}, "quantization": None, "adapter": False})
+    made.name = name
+    return made
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two language models, a and b, and two reward models, judge and other."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    made: dict[str, Any] = {"a": handle(tiny_model, "a")}
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("b", "judge", "other")):
+        torch.manual_seed(seed)
+        if name == "b":
+            network = AutoModelForCausalLM.from_pretrained(tiny_model)
+            network.lm_head.weight.data.normal_()
+        else:
+            network = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+        network.save_pretrained(folder / name)
+        AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder / name)
+        made[name] = handle(folder / name, name, Model if name == "b" else RewardModel)
+    return made
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Callable[..., Task]:
+    def load(text: str = TASK, name: str = "echo", **settings: Any) -> Task:
+        (tmp_path / f"{name}.py").write_text(text)
+        settings = {"generation": {"max_new_tokens": 8}, **settings} if text == TASK else settings
+        made = shelf.load(tmp_path / f"{name}.py", Task)(**settings)
+        assert isinstance(made, Task)
+        return made
+
+    return load
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], Out]]:
+    def start(stage: Evaluate, name: str = "evaluate") -> tuple[dict[str, Any], Out]:
+        out = Out(tmp_path / "runs" / name, tmp_path / "runs" / ".cache")
+        out.path.mkdir(parents=True, exist_ok=True)
+        artifact = stage.run(out)
+        return json.loads((artifact.path / "report.json").read_text()), out
+
+    return start
+
+
+def shelved(name: str, **settings: Any) -> Task:
+    path = shelf.find(f"eval/{name}.py")
+    assert path is not None
+    made = shelf.load(path, Task)(**settings)
+    assert isinstance(made, Task)
+    return made
+
+
+def test_every_metric_and_subset_has_a_mean_with_its_interval(
+    models: Any, task: Any, run: Any
+) -> None:
+    report, out = run(Evaluate(models=[models["a"], models["b"]], tasks=[task()]))
+    assert {(s["model"], s["task"], s["metric"], s["n"]) for s in report["scores"]} == {
+        (m, t, metric, n)
+        for m in "ab"
+        for t, n in (("echo", 12), ("echo/even", 6), ("echo/odd", 6))
+        for metric in ("has", "length")
+    }
+    assert all(s["ci_low"] <= s["mean"] <= s["ci_high"] for s in report["scores"])
+    [main] = [c for c in report["comparisons"] if (c["task"], c["metric"]) == ("echo", "length")]
+    assert (main["model"], main["against"], main["role"], main["n"]) == ("b", "a", "step", 12)
+    means = {s["model"]: s["mean"] for s in report["scores"]
+             if (s["task"], s["metric"]) == ("echo", "length")}  # fmt: skip
+    assert main["delta"] == pytest.approx(means["b"] - means["a"])
+    [file] = (out.path / "items" / "echo").glob(f"{models['a'].key}.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 12 and rows[0]["numbers"]["length"] == len(rows[0]["text"])
+
+
+def test_answers_are_greedy_unless_the_task_says(models: Any, task: Any, run: Any) -> None:
+    stage = Evaluate(models=[models["b"]], tasks=[task()], seed=1)
+    first, _ = run(stage, "one")
+    assert run(stage.model_copy(update={"seed": 2}), "two")[0]["scores"] == first["scores"]
+    warm = task(generation={"do_sample": True, "max_new_tokens": 8})
+    a, _ = run(Evaluate(models=[models["b"]], tasks=[warm], seed=1), "three")
+    b, _ = run(Evaluate(models=[models["b"]], tasks=[warm], seed=2), "four")
+    assert a["scores"] != b["scores"]
+
+
+def test_a_killed_evaluation_goes_on_and_a_further_model_asks_only_that_one(
+    models: Any, task: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    original = generate.generate
+
+    def counting(network: Any, tokenizer: Any, prompts: Any, *rest: Any, **more: Any) -> Any:
+        for pair in original(network, tokenizer, prompts, *rest, **more):
+            asked.append(1)
+            if len(asked) == 6:
+                raise KeyboardInterrupt
+            yield pair
+
+    monkeypatch.setattr(generate, "generate", counting)
+    one = Evaluate(models=[models["a"]], tasks=[task()], rows=4)
+    with pytest.raises(KeyboardInterrupt):
+        run(one)
+    asked[:] = [1] * 10
+    report, _ = run(one)
+    assert len(asked) == 10 + 12 - 4  # the first four were kept
+    asked[:] = [1] * 10
+    both, _ = run(Evaluate(models=[models["a"], models["b"]], tasks=[task()]), "both")
+    assert len(asked) == 10 + 12
+    assert both["scores"][: len(report["scores"])] == report["scores"]
+    more = task(n=15)
+    run(Evaluate(models=[models["a"]], tasks=[more]), "more")
+    assert len(asked) == 10 + 12 + 3
+
+
+def test_a_line_that_a_kill_cut_short_is_asked_again(tmp_path: Path) -> None:
+    cache = asking.Cache(tmp_path / "x.jsonl")
+    cache.add({"a": {"text": "1"}, "b": {"text": "2"}})
+    whole = cache.path.read_text()
+    cache.path.write_text(whole[:-5])
+    again = asking.Cache(cache.path)
+    assert again.known.keys() == {"a"}
+    again.add({"c": {"text": "3"}})
+    assert asking.Cache(cache.path).known.keys() == {"a", "c"}
+
+
+def test_options_are_chosen_by_likelihood_after_a_dialog_or_a_text(
+    models: Any, task: Any, run: Any
+) -> None:
+    report, out = run(Evaluate(models=[models["b"]], tasks=[task(CHOICE, "choice")]))
+    assert [s["metric"] for s in report["scores"]] == ["accuracy", "accuracy_by_length"]
+    rows = [json.loads(line) for file in (out.path / "items" / "choice").iterdir()
+            for line in file.read_text().splitlines()]  # fmt: skip
+    for i, row in enumerate(rows):
+        best = row["options"].index(max(row["options"]))
+        assert row["numbers"]["accuracy"] == float(best == i % 2)
+
+
+def test_likelihood_is_per_token_of_the_last_answer(models: Any, run: Any, write_rows: Any) -> None:
+    rows = [{"prompt": f"ask {i}", "completion": "word " * (i + 1)} for i in range(5)]
+    source = Source(path=str(write_rows("held.jsonl", rows)))
+    report, _ = run(Evaluate(models=[models["a"]], tasks=[shelved("perplexity", data=source)]))
+    [score] = report["scores"]
+    assert score["metric"] == "loglik_per_token"
+    assert score["mean"] == pytest.approx(-torch.tensor(263.0).log().item(), abs=0.1)
+
+
+def test_reward_models_are_measured_on_pairs_and_ties_count_one_half(
+    models: Any, run: Any, write_rows: Any
+) -> None:
+    rows = [
+        {"prompt": f"ask {i}", "chosen": f"good {i}", "rejected": f"bad {i}", "subset": "xy"[i % 2]}
+        for i in range(8)
+    ]
+    pairs = shelved("preferences", data=Source(path=str(write_rows("pairs.jsonl", rows))))
+    judges = [models["judge"], models["other"]]
+    report, _ = run(Evaluate(models=[models["a"], *judges], tasks=[pairs, pairs]))
+    names = {(s["model"], s["task"]) for s in report["scores"] if s["metric"] == "accuracy"}
+    tasks = ("preferences", "preferences/x", "preferences/y", "preferences_2")
+    assert names >= {(m, t) for m in ("judge", "other") for t in tasks}
+    assert {(c["model"], c["against"]) for c in report["comparisons"]} == {("other", "judge")}
+    from align.evaluation import grade
+
+    said = [{"chosen": 1.0, "rejected": 1.0}, {"chosen": 2.0, "rejected": 1.0}]
+    assert [n["accuracy"] for n in grade(pairs, [{}, {}], said)] == [0.5, 1.0]
+
+
+def test_a_ranking_gives_all_its_pairs(write_rows: Any) -> None:
+    rows = [{"prompt": "ask", "ranked": ["best", "good", "bad"]}]
+    source = Source(path=str(write_rows("ranked.jsonl", rows)))
+    found = [
+        (item["chosen"][0]["content"], item["rejected"][0]["content"])
+        for item in shelved("preferences", data=source).items()
+    ]
+    assert found == [("best", "good"), ("best", "bad"), ("good", "bad")]
+
+
+# -- comparisons and gates -----------------------------------------------------------------------
+
+
+class _Made:
+    """A stage with a model: what a model was trained from."""
+
+    def __init__(self, model: Any = None) -> None:
+        self.model = model
+
+
+def made(name: str, parent: Any = None, kind: type[Model] = Model) -> Any:
+    model = kind(Path(f"/store/{name}-12"), stage=_Made(parent))
+    model.name = name
+    return model
+
+
+def test_models_are_compared_with_what_they_were_trained_from_and_with_their_controls(
+    task: Any,
+) -> None:
+    sft = made("sft")
+    control, best = made("control", sft), made("best", sft)
+    dpo, other = made("dpo", best), made("other")
+    stage = Evaluate(
+        models=[sft, control, best, dpo, other], tasks=[task()], controls={"best": control}
+    )
+    pairs = [(a.name, b.name, role) for a, b, role in stage._pairs()]
+    assert pairs == [
+        ("control", "sft", "step"),
+        ("best", "sft", "step"),
+        ("best", "control", "control"),
+        ("dpo", "best", "step"),
+        ("other", "dpo", "step"),
+    ]
+    asked = [Comparison(model=dpo, against=sft)]
+    stage = Evaluate(models=[sft, best, dpo], tasks=[task()], compare=asked)
+    assert [(a.name, b.name, role) for a, b, role in stage._pairs()] == [("dpo", "sft", "asked")]
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "gate", "verdict"),
+    [
+        (40, 5, {"may_lose": 0.0}, "passed"),
+        (12, 10, {"may_lose": 0.0}, "inconclusive"),
+        (12, 10, {"may_lose": 0.1}, "passed"),
+        (0, 40, {"may_lose": 0.1}, "failed"),
+        (40, 5, {"at_least": 0.9}, "failed"),
+        (40, 5, {"at_least": 0.1}, "passed"),
+        (40, 5, {"at_least": 0.45}, "inconclusive"),
+    ],
+)
+def test_a_gate_is_judged_by_the_bounds_of_the_interval(
+    won: int, lost: int, gate: dict[str, float], verdict: str
+) -> None:
+    from align.stages.evaluate import _judged
+
+    model, against = made("new"), made("old")
+    results = Results()
+    items = [{"id": str(i)} for i in range(100)]
+    # 100 items: `won` only by the new one, `lost` only by the old one, 5 by both.
+    new = [float(i < won or i >= 95) for i in range(100)]
+    old = [float(won <= i < won + lost or i >= 95) for i in range(100)]
+    for one, values in ((model, new), (against, old)):
+        results.add(one, "echo", items, [{"has": value} for value in values])
+    rival = {"against": against} if "may_lose" in gate else {}
+    judged = _judged(Gate(model=model, task="echo", **rival, **gate), results)
+    assert judged["verdict"] == verdict and judged["metric"] == "has"
+
+
+def test_a_failed_gate_stops_and_the_report_is_kept(
+    models: Any, task: Any, run: Any, tmp_path: Path
+) -> None:
+    impossible = Gate(model=models["a"], task="echo", metric="length", at_least=1000.0)
+    with pytest.raises(GateStopped, match="Gate failed: echo length of a is"):
+        run(Evaluate(models=[models["a"]], tasks=[task()], gates=[impossible]))
+    report = json.loads((tmp_path / "runs" / "evaluate" / "report.json").read_text())
+    assert report["gates"][0]["verdict"] == "failed" and report["scores"]
+
+
+def test_an_inconclusive_gate_goes_on_unless_told_to_stop(
+    models: Any, task: Any, run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = Gate(model=models["b"], against=models["a"], task="echo", metric="length", may_lose=0.0)
+    stage = Evaluate(models=[models["a"], models["b"]], tasks=[task()], gates=[gate])
+    report, _ = run(stage)
+    verdict = report["gates"][0]["verdict"]
+    assert "Gate " + verdict in capsys.readouterr().err
+    stops = stage.model_copy(update={"on_inconclusive": "stop"})
+    if verdict == "inconclusive":
+        with pytest.raises(GateStopped):
+            run(stops, "stops")
+
+
+def test_what_does_not_fit_is_a_problem_of_the_recipe(models: Any, task: Any) -> None:
+    pairs = shelved("preferences", data=Source(path="pairs.jsonl"))
+    stage = Evaluate(
+        models=[models["a"]],
+        tasks=[pairs, task(generation={"num_beams": 2})],
+        controls={"z": models["b"]},
+        gates=[
+            Gate(model=models["a"], task="ecko", at_least=0.1),
+            Gate(model=models["a"], task="echo"),
+        ],
+    )
+    found = dict(stage.check())
+    assert "for a reward model" in found["tasks.0"]
+    assert '"num_beams"' in found["tasks.1"]
+    assert '"b" is not in "models"' in found["controls"]
+    assert '"ecko" is none of the tasks: preferences, echo' in found["gates.0"]
+    assert 'either "against" or "at_least"' in found["gates.1"]
+
+
+def test_a_metric_that_is_none_is_a_sentence(models: Any, task: Any, run: Any) -> None:
+    gate = Gate(model=models["a"], task="echo", metric="hat", at_least=0.5)
+    with pytest.raises(StageFailed, match="no echo hat of a. It has: echo has, echo length"):
+        run(Evaluate(models=[models["a"]], tasks=[task()], gates=[gate]))
