@@ -82,6 +82,9 @@ def _files(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
     for _, below in node.walk():
         if below.place in reader.unset and reader.unset_path(below, path) is BAD:
             return BAD
+        if not isinstance(below.value, (str, list, dict)):
+            fact = f"names files by words, not {show(below.value)}."
+            return reader.wrong(Node(None, below.place, below.key), path, fact)
     return node.python()
 
 
@@ -116,9 +119,13 @@ def _local_data(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
     found = shelf.find(word)
     if found is None:
         return reader.problem(node.place, path, f'There is no file "{word}".')
-    files = [file for file in found.rglob("*") if file.is_file()] if found.is_dir() else [found]
-    if not any(file.stat().st_size for file in files):
-        return reader.problem(node.place, path, f'"{word}" is empty.')
+    files = found.rglob("*") if found.is_dir() else [found]
+    try:
+        if not any(file.stat().st_size for file in files if file.is_file()):
+            return reader.problem(node.place, path, f'"{word}" is empty.')
+    except OSError as error:
+        fact = f'"{error.filename}" cannot be read: {error.strerror}.'
+        return reader.problem(node.place, path, fact)
     return str(found)
 
 

@@ -341,7 +341,11 @@ class _Reading:
             return None, None
         self._check(stage, block, path)
         attempt = self.attempts.get(name, 0)
-        key = records.key(stage, kind, attempt, self.contents)
+        try:
+            key = records.key(stage, kind, attempt, self.contents)
+        except OSError as error:
+            reader.problem(block.key, path, f'"{error.filename}": {error.strerror}.')
+            return None, made
         artifact = made(reader.store / key, stage=stage)
         artifact.name = name
         file = shelf.source(cls)
