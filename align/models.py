@@ -210,6 +210,7 @@ def load(
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils.logging import disable_progress_bar
 
     spec = describe(model)
     chosen = spec.quantization if isinstance(quantization, str) else quantization
@@ -226,6 +227,7 @@ def load(
             f"{model.key} carries an adapter of a language model, which a reward model cannot "
             "go on from. Merge it first: a stage with `use: merge`."
         )
+    disable_progress_bar()
     torch.manual_seed(seed)
     kind = AutoModelForSequenceClassification if head else AutoModelForCausalLM
     with _sentences(spec.base.path):

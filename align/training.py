@@ -341,8 +341,10 @@ class Ordered(Trainer):  # type: ignore[misc]
     def _maybe_log_save_evaluate(
         self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
     ) -> None:
-        due = self.args.save_strategy in ("no", "best") and (
-            time.monotonic() - self._saved_at > SAVE_SECONDS
+        due = (
+            self.args.save_strategy in ("no", "best")
+            and time.monotonic() - self._saved_at > SAVE_SECONDS
+            and self.state.global_step < self.state.max_steps
         )
         self.stop_asked, due = self._agreed(self.stop_asked, due)
         if self.stop_asked:
@@ -405,7 +407,7 @@ def seal(checkpoint: Path, world: int) -> None:
     """Mark a checkpoint as complete: every file on disk, its size and sha256 in `complete.json`."""
     files = {}
     for path in sorted(checkpoint.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != COMPLETE:
             files[str(path.relative_to(checkpoint))] = _digest(path)
     temporary = checkpoint / f"{COMPLETE}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
