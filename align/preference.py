@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -30,8 +32,12 @@ from align import chat
 from align.chat import CONTENT, CONTEXT
 from align.errors import StageFailed
 from align.out import Out
+from align.scores import accuracy
 from align.settings import Dialog
 from align.training import Ordered
+
+HELD_OUT = 1000
+"""The most pairs a reward model is measured on where no `eval_data` is given."""
 
 Row = dict[str, Any]
 Batch = dict[str, Any]
@@ -67,7 +73,9 @@ def pairs(rows: Iterable[Row], tokenizer: Any, limit: int, out: Out) -> Iterator
     """
     seen = kept = 0
     for row in rows:
-        margin = _margin(row)
+        margin = row.get("margin") or 0.0
+        if not math.isfinite(margin):
+            raise StageFailed(f"Row {row['id']}: margin is {margin}. Correct it or leave it out.")
         prompt, tools = row["prompt"], row.get("tools")
         digest = hashlib.sha256(json.dumps([prompt, tools]).encode()).digest()
         for answers in comparisons(row):
@@ -107,16 +115,43 @@ def pairs(rows: Iterable[Row], tokenizer: Any, limit: int, out: Out) -> Iterator
         )
 
 
-def _margin(row: Row) -> float:
-    value = row.get("margin")
-    if value is None:
-        return 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e6:
+def dialogs(pair: Row) -> Row:
+    """A pair of `pairs` as the reward trainer reads it: whole dialogs, rendered as when scored.
+
+    `chosen_tokens` and `rejected_tokens` are the lengths of the assistant's part of the answers.
+    """
+    row: Row = {key: pair[key] for key in ("margin", "prompt")}
+    for side in ("chosen", "rejected"):
+        row[f"{side}_ids"] = pair["prompt_ids"] + pair[f"{side}_ids"]
+        row[f"{side}_tokens"] = sum(kind != CONTEXT for kind in pair[f"{side}_kinds"])
+    return row
+
+
+def hold_out(rows: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Rows to train on, and rows held out: the share, at most 1000, all rows of a prompt together.
+
+    Which prompts is drawn from the seed and the prompt. At least one stays on either side.
+
+    Raises:
+        StageFailed: there is only one prompt.
+    """
+    if not share:
+        return rows, None
+    prompts = rows["prompt"]
+    counts = Counter(prompts)
+    if len(counts) < 2:
         raise StageFailed(
-            f"Row {row['id']}: margin is {value!r}, and must be a number. Correct it, or leave the "
-            "column out."
+            "All pairs have the same prompt, so none can be held out. Give `eval_data:`, or set "
+            "`holdout: 0` and `gate: null`."
         )
-    return float(value)
+    order = sorted(counts, key=lambda p: hashlib.sha256(f"{seed}\n{p:.0f}".encode()).digest())
+    wanted, chosen = min(share * len(prompts), HELD_OUT), set[float]()
+    for prompt in order[:-1]:
+        if sum(counts[p] for p in chosen) < wanted:
+            chosen.add(prompt)
+    inside = [i for i, prompt in enumerate(prompts) if prompt in chosen]
+    outside = [i for i, prompt in enumerate(prompts) if prompt not in chosen]
+    return rows.select(outside), rows.select(inside)
 
 
 def cached(rows: Dataset, folder: Path, *about: Any) -> Dataset:
@@ -136,14 +171,6 @@ def cached(rows: Dataset, folder: Path, *about: Any) -> Dataset:
     found = Dataset.from_file(str(path))
     found._fingerprint = digest  # datasets' own is made of the file's time
     return found
-
-
-def accuracy(margins: torch.Tensor) -> torch.Tensor:
-    """How often the chosen answer wins, a tie counting one half: P(m > 0) + P(m = 0) / 2.
-
-    TRL counts a tie as a loss: a model that has learnt nothing scores 0 there, and one half here.
-    """
-    return ((margins > 0).float() + (margins == 0).float() / 2).mean()
 
 
 @dataclass

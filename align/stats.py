@@ -47,8 +47,11 @@ def mean(values: Numbers) -> Estimate:
     return Estimate(len(x), center, center - half, center + half)
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (1927); it is right for 0 of n, too."""
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (1927); it is right for 0 of n, too.
+
+    A tie may count as half a success: the interval is then a little too wide.
+    """
     p, z2 = successes / n, Z * Z
     middle = p + z2 / (2 * n)
     half = Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))

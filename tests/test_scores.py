@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from align.scores import scores
+from align.scores import accuracy, scores
 
 ROWS = [[1, 4, 70 + i, *range(80, 80 + i * 3), 6] for i in range(12)]
 
@@ -35,3 +35,8 @@ def test_progress_counts_rows(judge: Any) -> None:
     seen: list[int] = []
     scores(judge, ROWS, tokens=60, progress=seen.append)
     assert seen == sorted(seen) and seen[-1] == len(ROWS)
+
+
+def test_ties_are_one_half() -> None:
+    assert accuracy(torch.tensor([1.0, 0.0, -1.0, 0.0])) == 0.5
+    assert accuracy(torch.tensor([1.0, 0.0])) == 0.75

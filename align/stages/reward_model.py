@@ -1,0 +1,125 @@
+"""A reward model: learns from pairs of answers to score one."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from align import data, models, training
+from align.artifacts import Model, Preferences, RewardModel
+from align.data import Source
+from align.errors import GateStopped
+from align.out import Out
+from align.settings import Library, Settings, Stage
+
+
+class Gate(Settings):
+    """What a reward model must reach before it is used."""
+
+    accuracy: float = Field(0.5, ge=0, le=1)
+    """The lower end of the 95 % interval of the held-out accuracy must reach it."""
+
+
+class TrainRewardModel(Stage):
+    """Trains a score for dialogs on pairs of answers with `trl.RewardTrainer` (Bradley-Terry).
+
+    A row's `margin` is how much better the chosen answer must score (arXiv 2307.09288, eq. 2); a
+    ranking of K answers is K (K - 1) / 2 pairs. The chain stops at a reward model that may be
+    guessing: the 95 % interval of its accuracy on held-out pairs reaches below the `gate`.
+    """
+
+    model: Model
+    data: list[Preferences | Source]
+    """Sources with their weights. Pairs longer than `trainer.max_length` tokens are dropped."""
+
+    eval_data: list[Preferences | Source] = []
+    """Held-out pairs: the checkpoint with the lowest loss on them becomes the model."""
+
+    holdout: float = Field(0.1, ge=0, lt=1)
+    """Without `eval_data`, the share of pairs held out: whole prompts, at most 1000 pairs."""
+
+    gate: Gate | None = Gate()
+    patience: int = 3
+    """Evaluations in a row without a lower loss after which training stops."""
+
+    lora: models.Lora = None
+    quantization: models.Quantization = "inherit"
+    batch_size: int = 32
+    """Pairs per step, over all devices."""
+
+    trainer: Annotated[
+        dict[str, Any], Library("trl.trainer.reward_config:RewardConfig", owned=training.OWNED)
+    ] = {}
+    launch: dict[str, Any] | str | None = Field(None, exclude=True)
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        """`lora:` on a model with another adapter; a gate with nothing to measure it on."""
+        yield from models.check_lora(self.model, self.lora)
+        if self.gate and not self.holdout and not self.eval_data:
+            yield (
+                "gate",
+                "Nothing is held out to measure it on: give `eval_data:`, or `gate: null`.",
+            )
+
+    def run(self, out: Out) -> RewardModel:
+        """Train, write the adapter or the whole model, measure it as it was written."""
+        from align.scores import measure
+
+        metrics, held_out = self._train(out)
+        made = RewardModel(out.path)
+        if held_out:
+            gc.collect()  # the trainer's memory
+            metrics |= measure(made, held_out)
+        training.finish(out, metrics)
+        if held_out:
+            low, high = metrics["accuracy_low"], metrics["accuracy_high"]
+            fact = (
+                f"It prefers the better answer in {metrics['accuracy']:.1%} of "
+                f"{metrics['held_out']} held-out pairs (95 % interval {low:.1%} to {high:.1%})"
+            )
+            out.say(f"{fact}.")
+            if self.gate and low < self.gate.accuracy:
+                raise GateStopped(
+                    f"{fact}; its gate wants at least {self.gate.accuracy:.1%} at the lower end. "
+                    "Give it more or cleaner pairs, train it longer, measure it on more pairs "
+                    "(`eval_data:`, `holdout:`), or change `gate:` (null for none)."
+                )
+        return made
+
+    def _train(self, out: Out) -> tuple[dict[str, float], Any]:
+        from trl import RewardConfig
+
+        from align.preference import ScoreTrainer, dialogs, hold_out, pairs
+
+        how: dict[str, Any] = {"lora": self.lora, "quantization": self.quantization}
+        tokenizer = models.tokenizer(self.model)
+        network = models.load(self.model, train=True, head=True, seed=self.seed, **how)
+        args = training.arguments(RewardConfig, self, out, network, remove_unused_columns=False)
+        limit, args.max_length = training.limit(args.max_length, network), None
+
+        def rows(sources: list[Preferences | Source]) -> Any:
+            mixed = data.mix(sources, Preferences, self.seed, out)
+            return training.dataset(map(dialogs, pairs(mixed, tokenizer, limit, out)), least=1)
+
+        made = rows(self.data)
+        if self.eval_data:
+            held_out = rows(self.eval_data)
+            if shared := len(set(held_out["prompt"]) & set(made["prompt"])):
+                out.count("eval_data.prompts_also_in_data", shared)
+                out.say(f"{shared} prompts of eval_data are in data too: the accuracy flatters.")
+        else:
+            made, held_out = hold_out(made, self.holdout, self.seed)
+        trainer = ScoreTrainer(
+            model=network,
+            args=args,
+            train_dataset=made,
+            eval_dataset=held_out if self.eval_data else None,
+            processing_class=tokenizer,
+        )
+        metrics = training.fit(trainer, self, out)
+        models.save(network, tokenizer, self.model, out, **how)
+        trainer.accelerator.wait_for_everyone()
+        return metrics, held_out
