@@ -107,7 +107,7 @@ class Server:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "align.worker", "--fork", "--runner", str(os.getpid())],
+                [sys.executable, "-m", "align.warm", str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

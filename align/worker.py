@@ -3,7 +3,6 @@
     python -m align.worker DIRECTORY       make the stage in that .partial directory, by hand
     ... DIRECTORY --runner PID             the same for a runner: everything said goes to log.txt
     ... --rank DIRECTORY                   one of several processes of it (accelerate starts these)
-    ... --fork --runner PID                the warm parent (processes.py)
 
 `stage.json` in the directory says what to do. Exit codes are the command's: 0 made, 1 failed,
 3 made and a gate said stop, 130 stopped by a signal and ready to go on. A sentence for the user is
@@ -13,10 +12,7 @@ left in `error.json`; anything else that is raised leaves its traceback in the l
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
-import gc
-import json
 import os
 import platform
 import random
@@ -43,15 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("directory", nargs="?", type=Path, help="the stage's .partial directory")
     parser.add_argument("--runner", type=int, metavar="PID", help=argparse.SUPPRESS)
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--fork", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if os.environ.get("PYTHONHASHSEED") != "0":  # by hand: begin again in a runner's environment
         again = [sys.executable, "-m", "align.worker", *(arguments or sys.argv[1:])]
         os.execve(sys.executable, again, processes.environment())
     if asked.runner:
         processes.die_with(asked.runner)
-    if asked.fork:
-        return serve()
     if asked.directory is None or not (asked.directory / "stage.json").is_file():
         parser.error("DIRECTORY must be a stage's .partial directory, which holds a stage.json")
     work = asked.directory.resolve()
@@ -72,7 +65,12 @@ def guarded(do: Callable[[Path], int], work: Path) -> int:
         return _failed(work, str(error), 1)
     except Exception as error:  # the last frame of the process: to the log, with its traceback
         traceback.print_exc()
-        return _failed(work, store.full(work) if store.is_full(error, work) else "", 1)
+        sentence = ""
+        if do is rank:  # the launcher says a lot after it, so the end of the log is not enough
+            sentence = f"{type(error).__name__}: {error} (its traceback is in the log)"
+        if store.is_full(error, work):
+            sentence = store.full(work)
+        return _failed(work, sentence, 1)
 
 
 def _failed(work: Path, sentence: str, code: int) -> int:
@@ -97,6 +95,7 @@ def make(work: Path) -> int:
                 return 3 if about["stopped"] else 0
             (work / store.MANIFEST).unlink()
         record = read_json(work / "stage.json")
+        began = begun_with(work)
         for scratch in ("error.json", "made.json", "progress.json"):
             (work / scratch).unlink(missing_ok=True)
         (work / "metrics.jsonl").touch()
@@ -110,10 +109,28 @@ def make(work: Path) -> int:
                 launch.take_one()
             perform(work, record)
         made = read_json(work / "made.json")
+        made["began_with"] = began
         made["made_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         with quiet(work / "log.txt"):
             store.publish(work, made)
     return 3 if made["stopped"] else 0
+
+
+def begun_with(work: Path) -> dict[str, str]:
+    """The versions that began this directory, if they are not today's; that is said."""
+    now = versions.libraries()
+    began = work / "began.json"
+    if not began.is_file():
+        store.write_json(began, now)
+        return {}
+    then = {name: then for name, then in read_json(began).items() if now.get(name) != then}
+    if then:
+        changed = ", ".join(f"{name} {now[name]} (was {old})" for name, old in then.items())
+        Out(work, work).say(
+            f"This goes on with {changed}: the result can be neither version's. "
+            f"Remove {work} to begin anew."
+        )
+    return then
 
 
 def perform(work: Path, record: dict[str, Any], main: bool = True) -> None:
@@ -224,73 +241,6 @@ def rank(work: Path) -> int:
 
     perform(work, record, main=PartialState().is_main_process)
     return 0
-
-
-# The warm parent
-
-
-def serve() -> int:
-    """Import the libraries, then fork a child for every request: a line of JSON on stdin."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    reports = os.dup(1)
-    os.dup2(2, 1)
-
-    def report(**said: Any) -> None:
-        os.write(reports, json.dumps(said).encode() + b"\n")
-
-    preload()
-    versions.libraries()
-    gc.collect()
-    gc.freeze()  # collections in a child then leave the shared pages alone
-    server = os.getpid()
-    for line in sys.stdin:
-        threads = len(os.listdir("/proc/self/task"))
-        if threads != 1:
-            report(stuck=f"the warm parent has {threads} threads")
-            continue
-        child = os.fork()
-        if child == 0:
-            processes.die_with(server)
-            code = 1
-            try:
-                code = forked(Path(json.loads(line)["work"]), report)
-            except SystemExit as end:
-                code = int(end.code or 0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                atexit._run_exitfuncs()
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        report(pid=child)
-        _, status = os.waitpid(child, 0)
-        report(exit=os.waitstatus_to_exitcode(status))
-    return 0
-
-
-def forked(work: Path, report: Any) -> int:
-    """The child: show that tensors work here, then make the stage."""
-    log = os.open(work / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for descriptor, number in ((nothing, 0), (log, 1), (log, 2)):
-        os.dup2(descriptor, number)
-    import torch
-
-    torch.ones(1 << 16).mul_(2).sum()  # large enough for two threads: a bad fork hangs here
-    report(ready=os.getpid())
-    return guarded(make, work)
-
-
-def preload() -> None:
-    """Everything heavy that stages import, and nothing else: no tensors, no threads."""
-    import accelerate  # noqa: F401
-    import datasets  # noqa: F401
-    import peft  # noqa: F401
-    import torch  # noqa: F401
-    import transformers.models.llama.modeling_llama
-    import transformers.trainer  # noqa: F401
-    from trl import DPOTrainer, RewardTrainer, SFTTrainer  # noqa: F401
 
 
 if __name__ == "__main__":

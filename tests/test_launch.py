@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from align import launch, processes, store
 
 STAGE = """
 import os
+import time
+from pathlib import Path
 from typing import Any
 from pydantic import Field
 from align.artifacts import Prompts
@@ -23,6 +27,8 @@ from align.settings import Stage
 class Ranks(Stage):
     launch: dict[str, Any] | str | None = Field(default=None, exclude=True)
     fails: bool = False
+    sleeps: bool = False
+    crashes: bool = False
 
     def run(self, out: Any) -> Prompts:
         import torch
@@ -30,6 +36,11 @@ class Ranks(Stage):
         total = torch.ones(1)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
+        if self.sleeps:
+            Path(f"{out.path}/rank-{os.environ['RANK']}.tmp").write_text(str(os.getpid()))
+            time.sleep(60)
+        if self.crashes:
+            raise ZeroDivisionError("by nothing")
         if self.fails:
             raise StageFailed("The ranks do not like it. Ask them.")
         out.say(f"{total.item():.0f} of us")
@@ -39,27 +50,38 @@ class Ranks(Stage):
 """
 
 
+def begin(tmp_path: Path, **settings: Any) -> tuple[processes.Fresh, Path]:
+    """Start the stage above with these settings in a process of its own, as the runner does."""
+    (tmp_path / "ranks.py").write_text(STAGE)
+    work = tmp_path / "ranks-0123456789ab.partial"
+    work.mkdir(exist_ok=True)
+    record = {
+        "kind": "ranks",
+        "name": "ranks",
+        "recipe": "mine",
+        "use": str(tmp_path / "ranks.py"),
+        "settings": {"launch": None, "seed": 0, **settings},
+        "inputs": [],
+    }
+    (work / "stage.json").write_text(json.dumps(record))
+    return processes.Fresh(work), work
+
+
+def end(child: processes.Fresh) -> int:
+    """Its exit code, in the end."""
+    code = None
+    while code is None:
+        code = child.wait(1.0)
+    return code
+
+
 @pytest.fixture
 def made(tmp_path: Path) -> Any:
-    """Make the stage above with these settings in a process of its own, as the runner does."""
+    """Make the stage above; the exit code and its directory."""
 
     def make(**settings: Any) -> tuple[int, Path]:
-        (tmp_path / "ranks.py").write_text(STAGE)
-        work = tmp_path / "ranks-0123456789ab.partial"
-        work.mkdir(exist_ok=True)
-        record = {
-            "kind": "ranks",
-            "name": "ranks",
-            "recipe": "mine",
-            "use": str(tmp_path / "ranks.py"),
-            "settings": {"launch": None, "seed": 0, **settings},
-            "inputs": [],
-        }
-        (work / "stage.json").write_text(json.dumps(record))
-        child = processes.Fresh(work)
-        code = None
-        while code is None:
-            code = child.wait(1.0)
+        child, work = begin(tmp_path, **settings)
+        code = end(child)
         return code, work.with_name("ranks-0123456789ab") if code == 0 else work
 
     return make
@@ -157,6 +179,31 @@ def test_a_rank_that_fails_says_why(made: Any) -> None:
     assert code == 1
     error = json.loads((work / "error.json").read_text())
     assert error == {"error": "The ranks do not like it. Ask them.", "exit_code": 1}
+
+
+def test_a_crash_of_a_rank_is_not_lost_in_the_launchers_own_words(made: Any) -> None:
+    code, work = made(launch={"num_processes": 2}, crashes=True)
+    assert code == 1
+    error = json.loads((work / "error.json").read_text())["error"]
+    assert error == "ZeroDivisionError: by nothing (its traceback is in the log)"
+    assert 'raise ZeroDivisionError("by nothing")' in (work / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_no_rank_outlives_its_stage(tmp_path: Path, number: int, code: int) -> None:
+    child, work = begin(tmp_path, launch={"num_processes": 2}, sleeps=True)
+    notes = [work / f"rank-{i}.tmp" for i in range(2)]
+    while not all(note.exists() and note.read_text() for note in notes):
+        assert child.wait(0.1) is None, (work / "log.txt").read_text()
+    child.signal(number)
+    assert end(child) == code
+    patience = time.monotonic() + 10
+    ranks = [Path(f"/proc/{note.read_text()}") for note in notes]
+    while any(rank.exists() for rank in ranks) and time.monotonic() < patience:
+        time.sleep(0.05)
+    assert not any(rank.exists() for rank in ranks)
 
 
 def test_a_profile_in_the_home_directory_is_not_read(

@@ -227,6 +227,19 @@ def test_a_manifest_that_does_not_hold_makes_the_stage_run_again(
     store.verify(store_path(work))
 
 
+def test_going_on_with_other_versions_is_said_and_recorded(begin: Callable[..., Path]) -> None:
+    work = begin("fail")
+    assert fresh(work) == 1
+    began = json.loads((work / "began.json").read_text())
+    (work / "began.json").write_text(json.dumps({**began, "trl": "1.15.0"}))
+    begin("rows")
+    assert fresh(work) == 0
+    about = store.verify(store_path(work))
+    assert about["began_with"] == {"trl": "1.15.0"}
+    said = f"» This goes on with trl {began['trl']} (was 1.15.0): the result can be neither"
+    assert said in (store_path(work) / "log.txt").read_text()
+
+
 def test_no_secret_of_the_environment_is_written(
     begin: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -327,9 +340,9 @@ def test_a_fork_is_ready_at_once(server: processes.Server, begin: Callable[..., 
 def test_a_parent_with_threads_does_not_fork(tmp_path: Path) -> None:
     program = """
 import threading, time
-from align import worker
-worker.preload = lambda: threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-worker.serve()
+from align import warm
+warm.preload = lambda: threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+warm.serve()
 """
     asked = subprocess.run(
         [sys.executable, "-c", program], input='{"work": "x"}\n', capture_output=True, text=True
