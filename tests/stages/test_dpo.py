@@ -15,6 +15,7 @@ from align.artifacts import Model
 from align.data import Source
 from align.errors import StageFailed
 from align.out import Out
+from align.preference import PairTrainer
 from align.stages.dpo import Dpo
 
 Make = Callable[..., Model]
@@ -42,7 +43,7 @@ def pairs(write_rows: Callable[..., Path]) -> Source:
 def run(tmp_path: Path) -> Iterator[Make]:
     def make(name: str, **settings: Any) -> Model:
         out = Out(tmp_path / "runs" / name, tmp_path / "runs" / ".cache")
-        out.path.mkdir(parents=True)
+        out.path.mkdir(parents=True, exist_ok=True)
         out.cache.mkdir(exist_ok=True)
         made = Dpo(**{"batch_size": 4, "trainer": QUICK, **settings}).run(out)
         made.counts = out.counts  # type: ignore[attr-defined]
@@ -227,6 +228,40 @@ def test_the_best_checkpoint_on_held_out_pairs_becomes_the_model(
     again = run("again", model=made, data=[pairs], eval_data=[pairs])
     assert steps(again)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert not (again.path / "adapter" / "ref").exists()
+
+
+@pytest.mark.parametrize("kind", ["full", "new adapter", "its adapter", "cached"])
+def test_a_killed_training_goes_on_to_the_same_bytes(
+    kind: str, tiny_model: Path, pairs: Source, run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = base(tiny_model)
+    if kind == "its adapter":
+        model = run("first", model=model, data=[pairs], lora=LORA)
+    settings: dict[str, Any] = {
+        "model": model,
+        "data": [pairs],
+        "lora": LORA if kind == "new adapter" else None,
+        "trainer": {**QUICK, "max_steps": 4, "save_steps": 1, "save_strategy": "steps"},
+    }
+    settings["trainer"]["precompute_ref_log_probs"] = kind == "cached"
+    whole = run("whole", **settings)
+    step, calls = PairTrainer.training_step, iter(range(100))
+
+    def die(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 5:  # in the middle of step 3: a step has two micro-batches
+            raise MemoryError
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(PairTrainer, "training_step", die)
+    with pytest.raises(MemoryError):
+        run("cut", **settings)
+    monkeypatch.undo()
+    again = run("cut", **settings)
+    assert [line["step"] for line in steps(again)] == [1, 2, 3, 4]
+    assert [line["loss"] for line in steps(again)] == [line["loss"] for line in steps(whole)]
+    folder = "model" if kind in ("full", "cached") else "adapter"
+    for file in (whole.path / folder).glob("*.safetensors"):
+        assert file.read_bytes() == (again.path / folder / file.name).read_bytes()
 
 
 def test_a_loss_that_is_not_a_number_stops_the_stage(
