@@ -23,6 +23,21 @@ GREEDY = {"do_sample": False, "max_new_tokens": 256}
 """How answers are drawn unless a task says otherwise."""
 
 
+def identity(model: Model) -> str:
+    """What tells models apart: the key of a made one, the path or hub id of another."""
+    return model.key if model.stage is not None else str(model.path)
+
+
+def name_of(model: Model) -> str:
+    """What a person calls a model: its name in the recipe, else its directory's."""
+    return model.name or model.key
+
+
+def takes(task: Task, model: Model) -> bool:
+    """Whether a task is for this kind of model."""
+    return isinstance(model, RewardModel) == (task.ask == "score")
+
+
 class Cache:
     """What one model said, a line of JSON per item; a line that a kill cut short is not read."""
 

@@ -9,29 +9,14 @@ from functools import partial
 from typing import Any
 
 from align import records, rewards, stats
-from align.artifacts import Model, RewardModel
-from align.asking import Asked, Item, Said
+from align.artifacts import Model
+from align.asking import Asked, Item, Said, identity, name_of, takes
 from align.errors import StageFailed
 from align.out import Out
 from align.settings import Task
 from align.stats import Estimate
 
 Values = dict[str, float]
-
-
-def identity(model: Model) -> str:
-    """What tells models apart: the key of a made one, the path or hub id of another."""
-    return model.key if model.stage is not None else str(model.path)
-
-
-def name_of(model: Model) -> str:
-    """What a person calls a model: its name in the recipe, else its directory's."""
-    return model.name or model.key
-
-
-def takes(task: Task, model: Model) -> bool:
-    """Whether a task is for this kind of model."""
-    return isinstance(model, RewardModel) == (task.ask == "score")
 
 
 def numbers(name: str, estimate: Estimate) -> dict[str, Any]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from align import evaluation, rewards
+from align import rewards
 from align.artifacts import Model, Report, RewardModel
+from align.asking import identity, name_of, takes
 from align.decoding import problems
 from align.errors import GateStopped
-from align.evaluation import Results, identity, name_of, takes
 from align.out import Out
 from align.settings import Settings, Stage, Task
+
+if TYPE_CHECKING:
+    from align.evaluation import Results
 
 
 class Comparison(Settings):
@@ -96,6 +99,8 @@ class Evaluate(Stage):
 
     def run(self, out: Out) -> Report:
         """Ask, grade, compare, judge."""
+        from align import evaluation
+
         results = evaluation.measure(self.models, self.tasks, self.seed, self.rows, out)
         report: dict[str, Any] = {
             "scores": results.scores(),
@@ -134,6 +139,8 @@ class Evaluate(Stage):
 
 def _judged(gate: Gate, results: Results) -> dict[str, Any]:
     """A gate with its number and verdict."""
+    from align.evaluation import numbers
+
     if gate.against is None:
         estimate, bar = results.mean(gate.model, gate.task, gate.metric), gate.at_least or 0.0
     else:
@@ -148,7 +155,7 @@ def _judged(gate: Gate, results: Results) -> dict[str, Any]:
         "against": None if gate.against is None else name_of(gate.against),
         "may_lose": None if gate.against is None else gate.may_lose,
         "at_least": gate.at_least,
-        **evaluation.numbers("value", estimate),
+        **numbers("value", estimate),
         "verdict": "passed" if passed else "failed" if failed else "inconclusive",
     }
 

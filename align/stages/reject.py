@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from align import stats
 from align.artifacts import Conversations, Scored
 from align.errors import StageFailed
 from align.out import Out
@@ -144,6 +143,8 @@ def _worth(rows: list[Row]) -> dict[str, Any]:
     out of it. `equal` is the share of prompts whose answers all score the same.
     """
     import numpy as np
+
+    from align import stats
 
     scores = [[answer["score"] for answer in row["completions"]] for row in rows]
     n = max(map(len, scores))
