@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -230,7 +231,8 @@ def _show(plan: Plan, asked: str) -> None:
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [min(36, max(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+    rows = [tuple(textwrap.shorten(cell, 36, placeholder=" …") for cell in row) for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]

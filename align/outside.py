@@ -54,7 +54,7 @@ def source(
         assert name is not None
         for key in ("data_files", "data_dir"):
             if key in block:
-                given[key] = _files(reader, block[key], (*path, key))
+                given[key] = _files(reader, block[key], path, key)
         given |= _data(reader, name, block, path)
     read = reader.block(Source, Node(block, node.place, node.key), path, given)
     if isinstance(read, Source):
@@ -77,14 +77,14 @@ def _stage(
     return reader.wrong(node, path, f"must be a word, not {show(node.value)}.")
 
 
-def _files(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
+def _files(reader: Reader, node: Node, path: tuple[str, ...], key: str) -> Any:
     """`data_files` or `data_dir`, with variables that may not be set."""
     for _, below in node.walk():
         if below.place in reader.unset and reader.unset_path(below, path) is BAD:
             return BAD
         if not isinstance(below.value, (str, list, dict)):
             fact = f"names files by words, not {show(below.value)}."
-            return reader.wrong(Node(None, below.place, below.key), path, fact)
+            return reader.wrong(below, (*path, key), fact)
     return node.python()
 
 
@@ -104,7 +104,7 @@ def _data(
             return {"path": BAD}
         return {"path": word}
     if "://" in word:
-        reader.unchecked(path, f"{word} is not on this machine.")
+        reader.unchecked(path, f"{word} is not on this machine")
         return {"path": word}
     if is_path(word):
         return {"path": _local_data(reader, node, path)}
@@ -146,7 +146,7 @@ def _commit(
     if commit is not None:
         return commit
     if not reader.strict:
-        reader.unchecked(path, f"{name} is on the hub and not in the local cache.")
+        reader.unchecked(path, f"{name} is on the hub and not in the local cache")
         return asked
     try:
         return hub.resolve(kind, name, asked)

@@ -117,7 +117,8 @@ class Reader:
 
     types: dict[str, type[Artifact] | None] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    not_checked: list[str] = field(default_factory=list)
+    not_checked: dict[str, list[str]] = field(default_factory=dict)
+    """What cannot be checked, and where it stands."""
 
     def wrong(self, node: Node, path: tuple[str, ...], fact: str) -> Any:
         """Note that the value at a path is wrong; the fact goes on after the quoted key."""
@@ -133,11 +134,9 @@ class Reader:
 
     def unchecked(self, path: Sequence[str], fact: str) -> None:
         """Note what cannot be checked now; a `strict` reader has refused it or will see."""
-        if self.strict:
-            return
-        line = f"{'.'.join(path)}: {fact}"
-        if line not in self.not_checked:
-            self.not_checked.append(line)
+        where = self.not_checked.setdefault(fact, [])
+        if not self.strict and ".".join(path) not in where:
+            where.append(".".join(path))
 
     # -- blocks ----------------------------------------------------------------------------------
 
@@ -336,7 +335,7 @@ class Reader:
         unset = self.unset[node.place]
         if self.strict:
             return self._unset(node)
-        self.unchecked(path, f"{node.value} needs the variable {unset.name}, which is not set.")
+        self.unchecked(path, f"the variable {unset.name} is not set")
         return None
 
     def _plugin(self, base: type[Settings], node: Node, path: tuple[str, ...]) -> Any:

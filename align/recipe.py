@@ -88,8 +88,9 @@ def read(
     reading.contents.save()
     if again:
         reading.remember()
-    checked = reading.reader.not_checked
-    return Plan(name, path, store, stages, checked, list(overrides), reading.seed)
+    found = reading.reader.not_checked.items()
+    not_checked = [f"{fact}: {', '.join(where)}" for fact, where in found if where]
+    return Plan(name, path, store, stages, not_checked, list(overrides), reading.seed)
 
 
 def restore(record: dict[str, Any], store: Path) -> Stage:

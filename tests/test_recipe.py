@@ -187,6 +187,7 @@ def test_a_stage_is_restored_from_its_record_alone(world: Path) -> None:
         assert type(restored).__name__ == type(stage.stage).__name__
     sft_2: Any = recipe.restore(plan.stages["sft_2"].record, plan.store)
     assert sft_2.model.stage.lora == {"r": 4}, "the producer of an input is restored with it"
+    assert sft_2.model.name == "sft" and sft_2.model.stage.model.name == "base"
     assert sft_2.model.stage.model.spec()["base"]["dtype"] == "float32"
     rate: Any = recipe.restore(plan.stages["rate"].record, plan.store)
     assert type(rate.rewards[0].model) is artifacts.RewardModel and rate.rewards[1].target == 100
@@ -209,8 +210,8 @@ def test_a_hub_id_is_not_checked_until_it_is_cached(world: Path) -> None:
     text = CHAIN.replace("path: ./m", "path: org/model").replace("path: e.jsonl", "path: org/data")
     plan = read(text)
     assert plan.not_checked == [
-        "base: org/model is on the hub and not in the local cache.",
-        "stages.sft.data.1: org/data is on the hub and not in the local cache.",
+        "org/model is on the hub and not in the local cache: base",
+        "org/data is on the hub and not in the local cache: stages.sft.data.1",
     ]
     commit = "a" * 40
     for kind, name in (("models", "model"), ("datasets", "data")):
@@ -241,8 +242,7 @@ def test_data_behind_an_unset_variable_is_listed_by_plan_and_refused_by_run(
     )
     plan = read(text)
     assert plan.not_checked == [
-        "base: ${env:DATA}/m needs the variable DATA, which is not set.",
-        "stages.sft.data.1: ${env:DATA}/e.jsonl needs the variable DATA, which is not set.",
+        "the variable DATA is not set: base, stages.sft.data.1",
     ]
     with pytest.raises(RecipeError) as error:
         read(text, strict=True)
