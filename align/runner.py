@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from align import launch, processes, space, store
+from align import launch, processes, report, space, store
 from align.artifacts import Model, read_json
 from align.errors import GateStopped, Problem, RecipeError, StageFailed
 from align.processes import Forked, Fresh, Server, Stuck
@@ -41,7 +41,7 @@ def run(plan: Plan, targets: Sequence[str] = ()) -> int:
     try:
         with store.lock(plan.store, f"recipe.{plan.name}", f"{plan.name} is being run"):
             code, status = _run(plan, wanted, screen)
-            _report(plan, status)
+            _report(plan, status, screen)
     except StageFailed as failure:  # locked by another run
         screen.say(str(failure))
         return failure.exit_code
@@ -53,13 +53,12 @@ def run(plan: Plan, targets: Sequence[str] = ()) -> int:
     return code
 
 
-def _report(plan: Plan, status: str) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("align.report"):  # until it is there
-        from align import report
-
-        report.write(plan, status)
+def _report(plan: Plan, status: str, screen: Screen) -> None:
+    """Write the report, and show its table where something was evaluated."""
+    page = report.write(plan, status)
+    if status == "done":
+        found = read_json(plan.store / plan.name / "report.json")
+        screen.say("\n".join(filter(None, [report.table(found), f"Report: {page}"])))
 
 
 def choose(plan: Plan, targets: Sequence[str]) -> list[Planned]:
