@@ -39,7 +39,8 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 .better, .passed, .done { color: var(--good); font-weight: 600; }
 .worse, .failed, .stopped { color: var(--bad); font-weight: 600; }
 .tied, .inconclusive, .interrupted, .incomplete { color: var(--soft); font-weight: 600; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(25rem, 1fr)); gap: 1rem; }
+.grid { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(25rem, 100%), 1fr)); }
 figure { margin: 0; background: var(--panel); border-radius: 8px; padding: .8rem 1rem .6rem; }
 figcaption { font-weight: 600; font-size: .9rem; } figcaption .soft { font-weight: 400; }
 svg { display: block; width: 100%; height: auto; font: 11px system-ui, "DejaVu Sans", sans-serif; }
@@ -306,7 +307,7 @@ def _lines(series: dict[str, list[Point]], unit: str, dots: bool = False) -> str
     points = [point for line in series.values() for point in line]
     across = _ticks(min(x for x, _ in points), max(x for x, _ in points), whole=True)
     up = _ticks(min(y for _, y in points), max(y for _, y in points))
-    left, right, top, bottom = 44.0, 492.0, 10.0, 170.0
+    left, right, top, bottom = 44.0, 482.0, 10.0, 170.0
 
     def place(point: Point) -> Point:
         x = left + (point[0] - across[0]) / (across[-1] - across[0]) * (right - left)

@@ -71,7 +71,8 @@ def compose(plan: Plan, status: str = "") -> Entry:
                 report[key] += [_picked(entry, wanted, names) for entry in found[key]]
             gates = [_named(gate, names) for gate in found["gates"]]
             report["gates"] += [{k: v for k, v in g.items() if "key" not in k} for g in gates]
-        elif isinstance(one.artifact, RewardModel):
+    for one in made:
+        if isinstance(one.artifact, RewardModel):
             _held_out(one, report)
     return report
 

@@ -80,12 +80,13 @@ def interval(entry: Entry, name: str, sign: str = "") -> str:
 def gate_sentence(gate: Entry) -> str:
     """A gate in plain words."""
     what = f"{gate['task']} {gate['metric']} of {gate['model']}"
-    if gate["against"] is None:
-        wanted = f"at least {gate['at_least']:g}"
-    else:
+    bar = gate["at_least"]
+    if gate["against"] is not None:
         what += f" minus that of {gate['against']}"
-        wanted = f"no lower than {-gate['may_lose']:g}" if gate["may_lose"] else "not negative"
-    return f"{gate['verdict']}: {what} is {interval(gate, 'value')}; wanted is {wanted}, for sure."
+        bar = 0 - gate["may_lose"]
+    return (
+        f"{gate['verdict']}: {what} is {interval(gate, 'value')}; the lower end must reach {bar:g}."
+    )
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

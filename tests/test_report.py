@@ -125,7 +125,7 @@ def test_report_json_has_the_schema_of_the_design(plan: Plan) -> None:
         "name": "again", "kind": "sft", "key": "again-1",
         "seconds": None, "device": None, "counts": None,
     }  # fmt: skip
-    assert found["scores"][-1].keys() == {
+    assert found["scores"][0].keys() == {
         "model", "task", "metric", "n", "mean", "ci_low", "ci_high",
     }  # fmt: skip
     assert found["comparisons"][0].keys() == {

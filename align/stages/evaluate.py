@@ -100,6 +100,7 @@ class Evaluate(Stage):
     def run(self, out: Out) -> Report:
         """Ask, grade, compare, judge."""
         from align import evaluation
+        from align.wording import gate_sentence
 
         results = evaluation.measure(self.models, self.tasks, self.seed, self.rows, out)
         report: dict[str, Any] = {
@@ -111,7 +112,7 @@ class Evaluate(Stage):
         (out.path / "report.json").write_text(text + "\n", encoding="utf-8")
         stop = []
         for gate in report["gates"]:
-            sentence = _sentence(gate)
+            sentence = f"Gate {gate_sentence(gate)}"
             out.say(sentence)
             if gate["verdict"] == "failed" or (
                 gate["verdict"] == "inconclusive" and self.on_inconclusive == "stop"
@@ -158,16 +159,3 @@ def _judged(gate: Gate, results: Results) -> dict[str, Any]:
         **numbers("value", estimate),
         "verdict": "passed" if passed else "failed" if failed else "inconclusive",
     }
-
-
-def _sentence(gate: dict[str, Any]) -> str:
-    """A gate in plain words."""
-    what = f"{gate['task']} {gate['metric']} of {gate['model']}"
-    wanted = f"at least {gate['at_least']}"
-    if gate["against"] is not None:
-        what += f" against {gate['against']}"
-        wanted = f"no less than -{gate['may_lose']}"
-    return (
-        f"Gate {gate['verdict']}: {what} is {gate['value']:.3f} "
-        f"[{gate['ci_low']:.3f}, {gate['ci_high']:.3f}], wanted {wanted}."
-    )
