@@ -144,7 +144,7 @@ class _Writer:
         if annotation.items is not None:
             inner = self.value(Annotation.of(annotation.items), annotation.items, owner)
             choices += [{"type": "array", "items": inner}, inner]
-        if annotation.values is not None:
+        if annotation.values is not None and annotation.library is None:
             inner = self.value(Annotation.of(annotation.values), annotation.values, owner)
             choices.append({"type": "object", "additionalProperties": inner})
         plain = [member for member in annotation.plain if member not in (type(None), Path)]
