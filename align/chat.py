@@ -18,16 +18,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from align.errors import StageFailed
 from align.settings import Dialog, Message
 
 CONTEXT, CONTENT, END = 0, 1, 2
-
-TEMPLATES = Path(__file__).parent / "templates"
-"""Templates that a recipe names: `chat_template: chatml`."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +42,6 @@ class Encoded:
     def start(self) -> int:
         """How many tokens come before the assistant's first."""
         return next(i for i, kind in enumerate(self.kinds) if kind)
-
-
-def template(name: str) -> str:
-    """The text of a chat template: a file, or one that is shipped.
-
-    Raises:
-        StageFailed: there is neither.
-    """
-    file = Path(name).expanduser()
-    shipped = TEMPLATES / f"{name}.jinja"
-    for path in (file, shipped):
-        if path.is_file():
-            return path.read_text(encoding="utf-8").removesuffix("\n")
-    names = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
-    raise StageFailed(
-        f'base.chat_template: "{name}" is neither a file nor a template of ours ({names}).'
-    )
 
 
 def render(tokenizer: Any, messages: Dialog, *, prompt: bool = False, tools: Any = None) -> str:

@@ -49,6 +49,9 @@ class Base(Settings):
     eos_token: str | None = None
 
 
+TEMPLATES = Path(__file__).parent / "templates"
+"""Templates that a recipe names: `chat_template: chatml`."""
+
 Lora = Annotated[
     dict[str, Any] | None,
     Library(
@@ -129,8 +132,7 @@ def _check_weights(path: Path) -> None:
 def tokenizer(model: Model) -> Any:
     """The model's tokenizer, with the template and special tokens that belong to its base.
 
-    A template of ours begins with the begin-of-text token where the tokenizer itself begins every
-    text with it. A model made by a stage has all this in its own tokenizer files.
+    A model made by a stage has all this in its own tokenizer files.
 
     Raises:
         StageFailed: it has no end token or no pad token, or one that is not in its vocabulary.
@@ -160,13 +162,35 @@ def tokenizer(model: Model) -> Any:
                 f'Name one: base: {{{key}: "{example}"}}.'
             )
     if spec.base.chat_template is not None:
-        text = chat.template(spec.base.chat_template)
-        begins = loaded("").input_ids[:1] == [loaded.bos_token_id]
-        ours = not Path(spec.base.chat_template).expanduser().is_file()
-        if ours and begins and "bos_token" not in text:
-            text = "{{- bos_token }}" + text
-        loaded.chat_template = text
+        use_template(loaded, spec.base.chat_template)
     return loaded
+
+
+def template(name: str) -> str:
+    """The text of a chat template: a jinja file, or one that is shipped.
+
+    Raises:
+        StageFailed: there is neither.
+    """
+    for path in (Path(name).expanduser(), TEMPLATES / f"{name}.jinja"):
+        if path.is_file():
+            return path.read_text(encoding="utf-8").removesuffix("\n")
+    names = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
+    raise StageFailed(
+        f'chat_template: "{name}" is neither a file nor a template of ours ({names}).'
+    )
+
+
+def use_template(tokenizer: Any, name: str) -> None:
+    """Give a tokenizer a template of ours or a file.
+
+    One of ours begins with the begin-of-text token where the tokenizer begins every text with it.
+    """
+    text = template(name)
+    begins = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+    if begins and "bos_token" not in text and not Path(name).expanduser().is_file():
+        text = "{{- bos_token }}" + text
+    tokenizer.chat_template = text
 
 
 _CANDIDATES = {
@@ -274,6 +298,16 @@ def prepare(
     return get_peft_model(network, LoraConfig(task_type=task, **lora))
 
 
+def merged(model: Model) -> Any:
+    """A model as full weights in float32 on the CPU, its adapter folded in."""
+    from peft import PeftModel
+
+    network = load(
+        model, head=isinstance(model, RewardModel), quantization=None, device="cpu"
+    ).float()
+    return network.merge_and_unload(safe_merge=True) if isinstance(network, PeftModel) else network
+
+
 _OTHER_ADAPTER = (
     "The model carries an adapter already ({}) and lora is {}. Leave `lora:` out to go on training "
     "the adapter, or merge it first: a stage with `use: merge`."
@@ -298,7 +332,7 @@ def _carried(model: Model | None) -> dict[str, Any] | None:
 def save(
     network: Any,
     tokenizer: Any,
-    model: Model,
+    model: Model | None,
     out: Out,
     *,
     lora: dict[str, Any] | None = None,
@@ -306,14 +340,16 @@ def save(
 ) -> None:
     """Write `model.json` and the weights that are `network`'s own: `adapter/` or `model/`.
 
-    `model` is what `network` was loaded from; `lora` and `quantization` as for `load`. Files can be
-    read by everyone, and name no path of this machine but relative ones.
+    `model` is what `network` was loaded from (None: made from nothing); `lora` and `quantization`
+    are those of `load`. Everyone can read the files; paths in them are relative.
     """
     from peft import PeftModel
+    from transformers.utils.logging import disable_progress_bar
 
     if not out.main:
         return
-    spec = describe(model)
+    disable_progress_bar()
+    spec = describe(model) if model else Spec(Base(path="model"), None, None, None, "model")
     adapted = isinstance(network, PeftModel)
     home = out.path / ("adapter" if adapted else "model")
     shutil.rmtree(home, ignore_errors=True)

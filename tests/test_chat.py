@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from align import chat
+from align import chat, models
 from align.errors import StageFailed
 
 ASK = {"role": "user", "content": "What is 2+2?"}
@@ -128,7 +128,7 @@ def test_a_missing_template_is_a_sentence(tokenizer: Any) -> None:
 
 def test_tools_reach_the_template(tokenizer: Any) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    tokenizer.chat_template = chat.template("chatml")
+    tokenizer.chat_template = models.template("chatml")
     tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     dialog = [
@@ -148,11 +148,11 @@ def test_tools_reach_the_template(tokenizer: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in chat.TEMPLATES.glob("*.jinja")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in models.TEMPLATES.glob("*.jinja")))
 def test_our_templates_are_proven(tokenizer: Any, name: str) -> None:
     words = ["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
     tokenizer.add_special_tokens({"additional_special_tokens": words})
-    tokenizer.chat_template = chat.template(name)
+    tokenizer.chat_template = models.template(name)
     end = {"chatml": "<|im_end|>", "llama-3.1": "<|eot_id|>"}.get(name, tokenizer.eos_token)
     for dialog in DIALOGS.values():
         encoded = chat.encode_one(tokenizer, dialog)

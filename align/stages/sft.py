@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from align import chat, data, models, training
 from align.artifacts import Conversations, Model
 from align.data import Source
+from align.launch import Launch, problems
 from align.out import Out
 from align.settings import Library, Stage
 
@@ -41,10 +42,12 @@ class Sft(Stage):
     trainer: Annotated[
         dict[str, Any], Library("trl.trainer.sft_config:SFTConfig", owned=training.OWNED)
     ] = {}
+    launch: Launch = None
 
     def check(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for what is wrong and can be known before anything runs."""
         yield from models.check_lora(self.model, self.lora)
+        yield from problems(self.launch)
 
     def run(self, out: Out) -> Model:
         """Train, and write the adapter or the whole model."""
