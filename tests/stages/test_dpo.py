@@ -99,18 +99,21 @@ def test_one_adapter_travels(tiny_model: Path, pairs: Source, run: Make) -> None
     assert not (second.path / "adapter" / "ref").exists()
 
 
-def test_a_merged_models_reference_is_itself_and_not_its_base(
-    tiny_model: Path, pairs: Source, run: Make, tmp_path: Path
+def test_the_reference_is_never_looked_up_by_the_configs_path(
+    tiny_model: Path, pairs: Source, run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trap 2: TRL would load the reference from the path in the config, the unmerged base."""
+    """Trap 2: TRL loads it from there, which for a merged model is the unmerged base."""
     tuned = run("tuned", model=base(tiny_model), data=[pairs], lora=LORA)
-    merged = models.load(tuned).merge_and_unload()
-    merged.save_pretrained(tmp_path / "merged")
+    models.load(tuned).merge_and_unload().save_pretrained(tmp_path / "merged")
     models.tokenizer(tuned).save_pretrained(tmp_path / "merged")
-    config = json.loads((tmp_path / "merged" / "config.json").read_text())
-    (tmp_path / "merged" / "config.json").write_text(
-        json.dumps({**config, "_name_or_path": str(tiny_model)})
-    )
+    load = models.load
+
+    def with_the_bases_path(*args: Any, **options: Any) -> Any:
+        network = load(*args, **options)
+        network.config._name_or_path = str(tiny_model)
+        return network
+
+    monkeypatch.setattr(models, "load", with_the_bases_path)
     made = run("again", model=base(tmp_path / "merged"), data=[pairs])
     assert steps(made)[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert steps(made)[0]["rewards/chosen"] == 0

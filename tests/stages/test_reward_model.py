@@ -46,6 +46,7 @@ def make(tmp_path: Path, tiny_model: Path, write_rows: Write) -> Callable[..., A
         out.path.mkdir(parents=True)
         source = Source(path=str(write_rows(f"{name}.jsonl", rows)))
         settings = {"batch_size": 8, "trainer": QUICK, "model": base(tiny_model), **settings}
+        settings.setdefault("seed", 7)  # a head that is not read back would be another one
         made: Any = TrainRewardModel(data=[source], **settings).run(out)
         made.counts = out.counts
         made.metrics = json.loads((out.path / "metrics.json").read_text())
