@@ -152,14 +152,15 @@ _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 def _raw(source: Source) -> Iterator[Row]:
     if source.stage is not None:
         return source.stage.rows()
-    path = Path(str(source.path)).expanduser()
-    if not source.data_files and path.is_file():
-        rows = _file(path)
-        split, _, _ = source.split.partition("[")
-        if split != "train":
-            raise StageFailed(f'{path} is one file and has no split "{split}". Say `split: train`.')
-        return rows if split == source.split else _slice(path, source.split)
-    return _load_dataset(source)
+    names = source.data_files or source.path
+    names = [names] if isinstance(names, str) else names
+    files = [Path(name).expanduser() for name in names] if isinstance(names, list) else []
+    if not files or not all(file.is_file() for file in files) or source.path == "text":
+        return _load_dataset(source)
+    split, _, part = source.split.partition("[")
+    if split != "train":
+        raise StageFailed(f'{_name(source)} has no split "{split}". Say `split: train`.')
+    return _slice(files, source) if part else chain.from_iterable(map(_file, files))
 
 
 def _file(path: Path) -> Iterator[Row]:
@@ -192,7 +193,7 @@ def _json(path: Path, text: str) -> list[Row]:
         value = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
         lines = [line for line in text.splitlines() if line.strip()]
-        if not lines[0].rstrip().endswith("}"):
+        if len(lines) == 1 or not lines[0].rstrip().endswith("}"):
             raise StageFailed(f"{path} is damaged JSON: {error}.") from None
         return [_json_row(path, number, line) for number, line in enumerate(lines, 1)]
     if isinstance(value, dict):
@@ -213,16 +214,19 @@ def _json_row(path: Path, number: int, line: str) -> Row:
     return row
 
 
-def _slice(path: Path, split: str) -> Iterator[Row]:
+def _slice(files: list[Path], source: Source) -> Iterator[Row]:
+    """The rows of a slice; all are read twice, so that they need not be kept."""
     from datasets import ReadInstruction
 
-    n = sum(1 for _ in _file(path))
+    n = sum(1 for file in files for _ in _file(file))
     try:
-        parts = ReadInstruction.from_spec(split).to_absolute({"train": n})
+        parts = ReadInstruction.from_spec(source.split).to_absolute({"train": n})
     except (ValueError, AssertionError) as error:
-        raise StageFailed(f'{path}: split "{split}" cannot be read: {error}.') from None
+        fact = f'split "{source.split}" cannot be read: {error}'
+        raise StageFailed(f"{_name(source)}: {fact}.") from None
     for part in parts:
-        yield from islice(_file(path), part.from_ or 0, n if part.to is None else part.to)
+        rows = chain.from_iterable(map(_file, files))
+        yield from islice(rows, part.from_ or 0, n if part.to is None else part.to)
 
 
 def _load_dataset(source: Source) -> Iterator[Row]:

@@ -49,7 +49,7 @@ def recognise(first: Row, kind: type[Rows], name: str) -> tuple[str, Callable[[R
     for known, forms in _FORMS.items():
         for columns, normal in forms.items() if issubclass(kind, known) else ():
             if all(any(name in first for name in either.split("|")) for either in columns.split()):
-                found = [name for name in re.split(r"[ |]", columns) if name in first]
+                found = [name for name in first if name in _UNDERSTOOD]
                 return f"{kind.__name__.lower()} from {', '.join(found)}", normal
     wanted = next(forms for known, forms in _FORMS.items() if issubclass(kind, known))
     ways = "; or ".join(way.replace(" ", " and ").replace("|", " or ") for way in wanted)
@@ -192,6 +192,8 @@ def _compared(row: Row) -> Row:
         raise Unusable("no_question")
     if any(not answer or answer[0]["role"] != "assistant" for answer in answers):
         raise Unusable("no_answer")
+    for answer in answers:
+        _answered({"messages": answer})
     if answers[0] == answers[1]:
         raise Unusable("equal_answers")
     return row
@@ -211,3 +213,7 @@ _FORMS: dict[type[Rows], dict[str, Callable[[Row], Row]]] = {
     Preferences: {"prompt|instruction ranked": _ranking, "chosen rejected": _pair},
 }
 """Columns that must be there ("a|b": either), and what makes the normal form of them."""
+
+_UNDERSTOOD = {
+    word for forms in _FORMS.values() for way in forms for word in re.split("[ |]", way)
+} | {"prompt", "instruction", "input", "margin", "tools"}

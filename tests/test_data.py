@@ -1,0 +1,323 @@
+"""Data sources and the normal forms of rows."""
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align import data
+from align.artifacts import Conversations, Preferences, Prompts, Rows, Text
+from align.data import Source
+from align.errors import StageFailed
+from align.out import Out
+
+Write = Callable[[str, list[dict[str, Any]]], Path]
+
+U = {"role": "user", "content": "Hi"}
+A = {"role": "assistant", "content": "Hello"}
+B = {"role": "assistant", "content": "Go away"}
+HUMAN = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Out:
+    return Out(tmp_path, tmp_path)
+
+
+def read(path: Path, kind: type[Rows], out: Out | None = None, **keys: Any) -> list[dict[str, Any]]:
+    return list(data.read(Source(path=str(path), **keys), kind, out))
+
+
+def content(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "id"} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "normal"),
+    [
+        (Text, {"text": "Once"}, {"text": "Once"}),
+        (Prompts, {"prompt": "Hi", "answer": 4}, {"prompt": [U], "answer": 4}),
+        (Prompts, {"prompt": [U]}, {"prompt": [U]}),
+        (Prompts, {"messages": [U, A], "level": 1}, {"prompt": [U], "level": 1}),
+        (
+            Prompts,
+            {"instruction": "Add", "input": "1 2", "k": 1},
+            {"prompt": [{"role": "user", "content": "Add\n\n1 2"}], "k": 1},
+        ),
+        (Conversations, {"messages": [U, A]}, {"messages": [U, A]}),
+        (Conversations, {"messages": [U, A], "prompt": "x"}, {"messages": [U, A]}),
+        (
+            Conversations,
+            {
+                "conversations": [
+                    {"from": "human", "value": "Hi"},
+                    {"from": "gpt", "value": "Hello"},
+                ]
+            },
+            {"messages": [U, A]},
+        ),
+        (Conversations, {"prompt": "Hi", "completion": "Hello"}, {"messages": [U, A]}),
+        (Conversations, {"prompt": "Hi", "response": "Hello"}, {"messages": [U, A]}),
+        (Conversations, {"prompt": [U], "completion": [A]}, {"messages": [U, A]}),
+        (
+            Conversations,
+            {"instruction": "Hi", "input": "", "output": "Hello"},
+            {"messages": [U, A]},
+        ),
+        (
+            Conversations,
+            {"messages": [{**U, "tool_calls": None}, A], "tools": [{"name": "x"}]},
+            {"messages": [U, A], "tools": [{"name": "x"}]},
+        ),
+        (
+            Preferences,
+            {"prompt": "Hi", "chosen": "Hello", "rejected": "Go away", "margin": 1},
+            {"prompt": [U], "chosen": [A], "rejected": [B], "margin": 1.0},
+        ),
+        (
+            Preferences,
+            {"chosen": [U, A], "rejected": [U, B]},
+            {"prompt": [U], "chosen": [A], "rejected": [B]},
+        ),
+        (
+            Preferences,
+            {"prompt": "Hi", "chosen": [U, A], "rejected": [U, B]},
+            {"prompt": [U], "chosen": [A], "rejected": [B]},
+        ),
+        (
+            Preferences,
+            {
+                "instruction": "Hi",
+                "input": "",
+                "output": "x",
+                "chosen": "Hello",
+                "rejected": "Go away",
+            },
+            {"prompt": [U], "chosen": [A], "rejected": [B]},
+        ),
+        (
+            Preferences,
+            {"chosen": HUMAN + " Yes", "rejected": HUMAN + " No"},
+            {
+                "prompt": [U, A, {"role": "user", "content": "Bye"}],
+                "chosen": [{"role": "assistant", "content": "Yes"}],
+                "rejected": [{"role": "assistant", "content": "No"}],
+            },
+        ),
+        (
+            Preferences,
+            {"prompt": "Hi", "ranked": ["Hello", "Hm", "Go away", "Hm"]},
+            {"prompt": [U], "ranked": [[A], [{"role": "assistant", "content": "Hm"}], [B]]},
+        ),
+        (
+            Preferences,
+            {"prompt": "Hi", "ranked": ["Hello", "Go away"]},
+            {"prompt": [U], "chosen": [A], "rejected": [B]},
+        ),
+    ],
+)
+def test_public_forms_are_understood(
+    write_rows: Write, kind: type[Rows], row: dict[str, Any], normal: dict[str, Any]
+) -> None:
+    path = write_rows("rows.jsonl", [row])
+    assert content(read(path, kind)) == [normal]
+    artifact = kind(path.parent / "stage")
+    (artifact.path / "data").mkdir(parents=True)
+    (artifact.path / "data/rows.jsonl").write_text(json.dumps({"id": "a", **normal}))
+    assert list(data.read(artifact, kind, None)) == [{"id": "a", **normal}]
+
+
+def test_files_of_all_formats_hold_the_same_rows(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"prompt": f"Say {i}", "completion": f"né {i}"} for i in range(20)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "b.json").write_text(json.dumps(rows))
+    (tmp_path / "c.json").write_text(json.dumps({"version": 1, "data": rows}))
+    (tmp_path / "d.json").write_text(lines)
+    with gzip.open(tmp_path / "e.jsonl.gz", "wt") as file:
+        file.write(lines)
+    cells = "\n".join(f"{row['prompt']},{row['completion']}" for row in rows)
+    (tmp_path / "f.csv").write_text("prompt,completion\n" + cells)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "g.parquet")
+    expected = read(tmp_path / "a.jsonl", Conversations)
+    assert len({row["id"] for row in expected}) == 20
+    for name in ("b.json", "c.json", "d.json", "e.jsonl.gz", "f.csv", "g.parquet"):
+        assert read(tmp_path / name, Conversations) == expected, name
+    for keys in (
+        {"data_files": str(tmp_path / "a.jsonl")},
+        {"data_files": [str(tmp_path / "b.json")]},
+    ):
+        assert list(data.read(Source(path="json", **keys), Conversations, None)) == expected
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a.jsonl").write_text(lines)
+    assert read(tmp_path / "folder", Conversations) == expected
+
+
+@pytest.mark.parametrize(
+    ("split", "rows"),
+    [("train[:3]", "012"), ("train[8:]", "89"), ("train[-2:]", "89"), ("train[50%:60%]", "5")],
+)
+def test_a_split_can_be_sliced(write_rows: Write, split: str, rows: str) -> None:
+    path = write_rows("rows.jsonl", [{"text": str(i)} for i in range(10)])
+    assert "".join(row["text"] for row in read(path, Text, split=split)) == rows
+    again = data.read(Source(path="json", data_files=str(path), split=split), Text, None)
+    assert "".join(row["text"] for row in again) == rows
+
+
+def test_columns_are_templates(write_rows: Write) -> None:
+    path = write_rows("rows.jsonl", [{"q": "1+1", "a": "2", "said": [U, A]}])
+    made = read(path, Conversations, columns={"prompt": "What is {q}?", "completion": "{a}"})
+    assert [m["content"] for m in made[0]["messages"]] == ["What is 1+1?", "2"]
+    assert read(path, Conversations, columns={"messages": "{said}"})[0]["messages"] == [U, A]
+    with pytest.raises(StageFailed, match=r'row 1: columns\.prompt is "{x}".*There are q, a, said'):
+        read(path, Prompts, columns={"prompt": "{x}"})
+
+
+# -- ids and weights -----------------------------------------------------------------------------
+
+
+def test_ids_are_the_sources_or_come_from_the_content(write_rows: Write) -> None:
+    rows = [{"text": "a", "id": 7}, {"text": "b"}, {"text": "b"}, {"text": "c", "id": 7}]
+    ids = [row["id"] for row in read(write_rows("rows.jsonl", rows), Text)]
+    assert ids[0] == "7" and ids[3] == "7-1"
+    assert len(ids[1]) == 16 and ids[2] == ids[1] + "-1"
+    assert [row["id"] for row in read(write_rows("more.jsonl", rows[1:2]), Text)] == [ids[1]]
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0, 2.0, 2.25])
+def test_a_weight_says_how_often_rows_come(write_rows: Write, weight: float) -> None:
+    path = str(write_rows("rows.jsonl", [{"text": str(i)} for i in range(2000)]))
+    sources = [Source(path=path, weight=weight)]
+    rows = list(data.mix(sources, Text, 5, None))
+    assert len({row["id"] for row in rows}) == len(rows)
+    share = weight % 1
+    assert abs(len(rows) - 2000 * weight) <= 4 * (2000 * share * (1 - share)) ** 0.5
+    assert rows == list(data.mix(sources, Text, 5, None))
+    if share:
+        assert rows != list(data.mix(sources, Text, 6, None))
+        other = str(write_rows("part.jsonl", [{"text": str(i)} for i in range(500, 1000)]))
+        part = {row["text"] for row in data.mix([Source(path=other, weight=share)], Text, 5, None)}
+        whole = {row["text"] for row in data.mix([Source(path=path, weight=share)], Text, 5, None)}
+        assert part == {text for text in whole if 500 <= int(text) < 1000}
+
+
+# -- bad input -----------------------------------------------------------------------------------
+
+
+def test_rows_that_cannot_be_used_are_dropped_counted_and_shown(
+    write_rows: Write, out: Out
+) -> None:
+    pairs = [
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "Go away"},
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "Hello"},
+        {"prompt": [U, A], "chosen": "Hello", "rejected": "No"},
+    ]
+    assert len(read(write_rows("pairs.jsonl", pairs), Preferences, out)) == 1
+    assert out.counts["dropped.equal_answers"]["n"] == 1
+    assert out.counts["dropped.equal_answers"]["examples"][0]["row"] == 2
+    assert out.counts["dropped.no_question"]["n"] == 1
+    said = [{"messages": [U, A]}, {"messages": [U]}, {"messages": [U, {**A, "content": ""}]}]
+    assert len(read(write_rows("said.jsonl", said), Conversations, out)) == 1
+    assert out.counts["dropped.no_answer"]["n"] == 2
+    assert len(read(write_rows("text.jsonl", [{"text": " "}, {"text": "x"}]), Text, out)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind", "message"),
+    [
+        ("a.jsonl", "", Text, r"a\.jsonl is empty\. Look at its path, split and slice"),
+        ("a.json", "[]", Text, "is empty"),
+        ("a.csv", "text\n", Text, "is empty"),
+        ("a.jsonl", '{"text": "a"}\n{"text": \n', Text, "line 2 is damaged JSON"),
+        ("a.json", '[{"text": "a"}', Text, r"a\.json is damaged JSON"),
+        ("a.jsonl", '"text"\n', Text, "line 1 is not an object"),
+        ("a.json", "[1, 2]", Text, "is not a list of objects"),
+        ("a.bin", "x", Text, r"files are read that end in \.jsonl"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"txt": "b"}',
+            Text,
+            'row 2: "text" is missing. The first row is',
+        ),
+        ("a.jsonl", '{"text": 1}', Text, 'row 1: "text" is 1'),
+        (
+            "a.jsonl",
+            '{"question": "a", "answer": "b"}',
+            Conversations,
+            r"has the columns question, answer, which are not conversations: that takes messages "
+            r"or conversations; or prompt or instruction and completion or response or output\. "
+            r'Make them with `columns:`, as in columns: {messages: "{question}"}',
+        ),
+        ("a.jsonl", '{"messages": [{"role": "user"}]}', Conversations, "row 1: a message of user"),
+        ("a.jsonl", '{"messages": 3}', Conversations, "row 1: a int is neither a text nor a list"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "chosen": "b", "rejected": "b"}',
+            Preferences,
+            r"none of its 1 rows can be used \(dropped.equal_answers\)",
+        ),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user", "content": "a"}]}',
+            Conversations,
+            r"none of its 1 rows can be used \(dropped.no_answer\)",
+        ),
+    ],
+)
+def test_bad_data_is_a_sentence(
+    tmp_path: Path, out: Out, name: str, text: str, kind: type[Rows], message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(StageFailed, match=message) as error:
+        read(tmp_path / name, kind, out)
+    assert name in str(error.value)
+
+
+def test_a_file_has_one_split(write_rows: Write) -> None:
+    path = write_rows("a.jsonl", [{"text": "a"}])
+    with pytest.raises(StageFailed, match='has no split "test". Say `split: train`'):
+        read(path, Text, split="test")
+    with pytest.raises(StageFailed, match=r'split "train\[x:\]" cannot be read'):
+        read(path, Text, split="train[x:]")
+
+
+def test_a_hub_name_while_offline_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StageFailed, match="nobody/nothing cannot be read: it is not in the hub's"):
+        list(data.read(Source(path="nobody/nothing"), Text, None))
+
+
+def test_a_folder_of_several_formats_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\nx\n")
+    (tmp_path / "b.parquet").write_text("")
+    with pytest.raises(StageFailed, match="several formats .*Name those you mean: data_files"):
+        read(tmp_path, Text)
+
+
+# -- real data -----------------------------------------------------------------------------------
+
+DATA = Path(os.environ.get("ALIGN_DATA", "/nowhere"))
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="ALIGN_DATA is not set")
+@pytest.mark.parametrize(
+    ("file", "kind", "rows"),
+    [
+        ("tinystories/valid.jsonl", Text, 1000),
+        ("raschka_instruct/instruction-data.json", Conversations, 1100),
+        ("raschka_instruct/instruction-data-with-preference.json", Preferences, 1094),
+        ("ultrafeedback_1k/eval_clean.jsonl", Preferences, 199),
+        ("hh_rlhf_harmless_test/harmless-base.test.jsonl.gz", Preferences, 2308),
+        ("ifeval/input_data.jsonl", Prompts, 541),
+    ],
+)
+def test_real_data_is_read(file: str, kind: type[Rows], rows: int, out: Out) -> None:
+    made = read(DATA / file, kind, out)
+    assert len(made) == rows
+    assert len({row["id"] for row in made}) == len(made)
