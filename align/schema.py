@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from align import shelf
+from align.annotations import Annotation, described
 from align.data import Source
 from align.models import Base
 from align.options import OWNED
-from align.reading import Annotation, described
 from align.settings import Library, Reward, Settings, Stage, Task
-from align.signatures import Type, model_types, options
+from align.signatures import model_types, options
+from align.types import Type
 
 Schema = dict[str, Any]
 

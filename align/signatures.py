@@ -19,75 +19,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from align.yaml import show
-
-# -- types ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Type:
-    """What an option accepts: any of `kinds`; words only among `words` where there are some."""
-
-    kinds: frozenset[str] = frozenset({"any"})
-    words: tuple[str, ...] = ()
-    item: Type | None = None
-    """What the items of a list are."""
-
-    def accepts(self, value: Any) -> bool:
-        """Whether a YAML value fits. A whole number fits where a number does."""
-        kinds = self.kinds
-        if "any" in kinds:
-            return True
-        if value is None:
-            return "none" in kinds
-        if isinstance(value, bool):
-            return "bool" in kinds or (value is False and "false" in kinds)
-        if isinstance(value, int):
-            return bool(kinds & {"int", "float"})
-        if isinstance(value, float):
-            return "float" in kinds
-        if isinstance(value, str):
-            return value in self.words or "str" in kinds
-        if isinstance(value, list):
-            item = self.item
-            return "list" in kinds and (item is None or all(map(item.accepts, value)))
-        return "dict" in kinds
-
-    def __or__(self, other: Type) -> Type:
-        """Either of two types."""
-        item = self.item if other.item is None else other.item
-        words = (*self.words, *(word for word in other.words if word not in self.words))
-        return Type(self.kinds | other.kinds, words, item)
-
-    def __str__(self) -> str:
-        """The type in words, as a message says it."""
-        names = {
-            "bool": "true or false",
-            "int": "a whole number",
-            "float": "a number",
-            "str": "a word",
-            "list": "a list",
-            "dict": "a block with keys",
-            "none": "null",
-            "false": "false",
-        }
-        kinds = self.kinds - ({"int"} if "float" in self.kinds else set())
-        parts = [text for kind, text in names.items() if kind in kinds and kind != "none"]
-        if self.item is not None and "any" not in self.item.kinds and "list" in kinds:
-            parts[parts.index("a list")] = f"a list, each item {self.item}"
-        if self.words and "str" not in kinds:
-            shown = [*map(show, self.words[:MOST]), *(["…"] if len(self.words) > MOST else [])]
-            parts = [*shown, *parts]
-        parts += ["null"] if "none" in kinds and len(parts) > 0 else []
-        if len(parts) < 2:
-            return "".join(parts) or "null"
-        return ", ".join(parts[:-1]) + " or " + parts[-1]
-
-
-ANY = Type()
-
-MOST = 12
-"""Of more words than this a message names the first."""
+from align.types import ANY, Type
 
 _SIMPLE = {
     "int": "int",
@@ -179,19 +111,20 @@ class Option:
     """One option. Its type is worked out when asked for: most options of a library never are."""
 
     where: _Module
-    annotation: ast.expr | str | None
-    """An annotation, or what a docstring says."""
-
+    name: str
+    annotation: ast.expr | None
     default: ast.expr | None = None
+    docstring: str = ""
     nullable: bool = False
 
     @cached_property
     def type(self) -> Type:
         """What the option accepts."""
-        if isinstance(self.annotation, str):
-            type_ = _from_words(self.where, self.annotation)
-        elif self.annotation is not None:
+        pattern = rf"^\s*{self.name} ?\(([^)\n]*(?:\([^)\n]*\)[^)\n]*)?)\)\s*:"
+        if self.annotation is not None:
             type_ = _narrowed(_type(self.where, self.annotation), self.default)
+        elif words := re.search(pattern, self.docstring, re.MULTILINE):
+            type_ = _from_words(self.where, words[1])  # "top_k (`int`, *optional*):"
         else:
             type_ = _of_default(self.default)
         return type_ | Type(frozenset({"none"})) if self.nullable else type_
@@ -211,15 +144,15 @@ def options(target: str) -> dict[str, Option]:
         raise LookupError(f"{name} is not in the installed {top}. Install the pinned version.")
     where, node = found
     if isinstance(node, ast.FunctionDef):
-        return _arguments(where, node, _documented(node))
+        return _arguments(where, node, ast.get_docstring(node) or "")
     return _of_class(where, node)
 
 
 def _of_class(where: _Module, node: ast.ClassDef) -> dict[str, Option]:
     for member in node.body:
         if isinstance(member, ast.FunctionDef) and member.name == "__init__":
-            documented = _documented(node)
-            return _arguments(where, member, documented) | _popped(where, member, documented)
+            text = ast.get_docstring(node) or ""
+            return _arguments(where, member, text) | _popped(where, member, text)
     names: dict[str, Option] = {}
     for base in reversed(node.bases):
         found = _find(where.name, base.id) if isinstance(base, ast.Name) else None
@@ -232,7 +165,7 @@ def _of_class(where: _Module, node: ast.ClassDef) -> dict[str, Option]:
         if not _settable(member.value):
             names.pop(name, None)
         elif not name.startswith("_") and "ClassVar" not in ast.dump(member.annotation):
-            names[name] = Option(where, member.annotation, member.value)
+            names[name] = Option(where, name, member.annotation, member.value)
     return names
 
 
@@ -242,9 +175,7 @@ def _settable(value: ast.expr | None) -> bool:
     return not any(word.arg == "init" and _literal(word.value) is False for word in keywords)
 
 
-def _arguments(
-    where: _Module, node: ast.FunctionDef, documented: dict[str, str]
-) -> dict[str, Option]:
+def _arguments(where: _Module, node: ast.FunctionDef, docstring: str) -> dict[str, Option]:
     positional = [*node.args.posonlyargs, *node.args.args]
     defaults = [None] * (len(positional) - len(node.args.defaults)) + list(node.args.defaults)
     pairs = [
@@ -255,13 +186,12 @@ def _arguments(
     for argument, default in pairs:
         if argument.arg in ("self", "cls") or argument.arg.startswith("_"):
             continue
-        annotation = argument.annotation or documented.get(argument.arg)
-        nullable = isinstance(default, ast.Constant) and default.value is None
-        names[argument.arg] = Option(where, annotation, default, nullable)
+        name, none = argument.arg, isinstance(default, ast.Constant) and default.value is None
+        names[name] = Option(where, name, argument.annotation, default, docstring, none)
     return names
 
 
-def _popped(where: _Module, init: ast.FunctionDef, documented: dict[str, str]) -> dict[str, Option]:
+def _popped(where: _Module, init: ast.FunctionDef, docstring: str) -> dict[str, Option]:
     """Names an `__init__` takes out of its `**kwargs`."""
     names: dict[str, Option] = {}
     if init.args.kwarg is None:
@@ -271,15 +201,8 @@ def _popped(where: _Module, init: ast.FunctionDef, documented: dict[str, str]) -
         if isinstance(node, ast.Call) and ast.unparse(node.func) == pop:
             name = _literal(node.args[0])
             if isinstance(name, str) and not name.startswith("_"):
-                names[name] = Option(where, documented.get(name), nullable=True)
+                names[name] = Option(where, name, None, docstring=docstring, nullable=True)
     return names
-
-
-def _documented(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
-    """Types that a docstring gives: lines such as "top_k (`int`, *optional*):"."""
-    text = ast.get_docstring(node) or ""
-    found = re.findall(r"^\s*(\w+) ?\(([^)\n]*(?:\([^)\n]*\)[^)\n]*)?)\)\s*:", text, re.MULTILINE)
-    return dict(found)
 
 
 def _narrowed(type_: Type, value: ast.expr | None) -> Type:
