@@ -81,10 +81,11 @@ def read(
     problems += yaml.secrets(root)
     told = {problem.place for problem in problems}
     reading = _Reading(root, Reader(store, unset, strict), name, again)
-    stages = reading.stages()
+    stages = reading.stages(list(overrides))
     problems += [problem for problem in reading.reader.problems if problem.place not in told]
     if problems:
         raise RecipeError(_in_order(problems))
+    assert len(stages) == len(reading.reader.later), "a stage was left out without a word"
     reading.contents.save()
     if again:
         reading.remember()
@@ -110,9 +111,7 @@ def makes(cls: type[Stage], inputs: Sequence[Artifact] = ()) -> type[Artifact] |
     is one of them; None where there is no such input.
     """
     annotation = inspect.get_annotations(cls.run).get("return", "")
-    names = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    if not isinstance(annotation, (str, type)):
-        names = str(annotation)
+    names = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     module = vars(sys.modules[cls.__module__])
     types_ = []
     for word in names.split("|"):
@@ -139,6 +138,9 @@ def _tree(path: Path, overrides: Sequence[str], problems: list[Problem]) -> Node
     name = os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        message = f"This file cannot be read: {error.strerror}."
+        raise RecipeError([Problem(name, "", message)]) from None
     except UnicodeDecodeError as error:
         message = f"This file is no UTF-8 text (byte {error.start}). Save it as UTF-8."
         raise RecipeError([Problem(name, "", message)]) from None
@@ -191,7 +193,7 @@ class _Reading:
         self.attempts_file = reader.store / name / "attempts.json"
         self.attempts: dict[str, int] = {}
         if self.attempts_file.is_file():
-            self.attempts = json.loads(self.attempts_file.read_text(encoding="utf-8"))
+            self.attempts = artifacts.read_json(self.attempts_file)
 
     def remember(self) -> None:
         """Write how often each stage was asked for again."""
@@ -200,8 +202,8 @@ class _Reading:
         temporary.write_text(json.dumps(self.attempts) + "\n", encoding="utf-8")
         os.replace(temporary, self.attempts_file)
 
-    def stages(self) -> dict[str, Planned]:
-        """The whole recipe."""
+    def stages(self, overrides: list[str]) -> dict[str, Planned]:
+        """The whole recipe; `overrides` are only noted, they are in the tree."""
         assert isinstance(self.root.value, dict)
         for key, node in self.root.value.items():
             if key not in KEYS:
@@ -213,11 +215,11 @@ class _Reading:
         model = self.root.get("base")
         if model is not None and model.value is not None:
             read = base(self.reader, model, ("base",))
-            self.reader.base = None if read is BAD else records.external(read, Model)
-            if self.reader.base is not None:
-                self.reader.base.name = "base"
             self.reader.has_base = True
-        defaults = self._defaults()
+            if read is not BAD:
+                self.reader.base = records.external(read, Model)
+                self.reader.base.name = "base"
+        defaults = self._defaults(blocks)
         for stage in self.again:
             if stage in blocks:
                 self.attempts[stage] = self.attempts.get(stage, 0) + 1
@@ -228,6 +230,7 @@ class _Reading:
         for name, block in blocks.items():
             made, type_ = self._stage(name, block, defaults)
             if made is not None:
+                made.record["overrides"] = overrides
                 planned[name] = made
             self.reader.made[name] = None if made is None else made.artifact
             self.reader.types[name] = type_
@@ -270,7 +273,8 @@ class _Reading:
             self.reader.types[name] = None
         return blocks
 
-    def _defaults(self) -> dict[str, Node]:
+    def _defaults(self, stages: dict[str, Node]) -> dict[str, Node]:
+        """The blocks of `defaults:` by kind."""
         node = self.root.get("defaults")
         if node is None or node.value is None:
             return {}
@@ -278,31 +282,20 @@ class _Reading:
             message = f'"defaults" is a block by kind of stage, not {show(node.value)}.'
             self.reader.problem(node.place, (), message)
             return {}
-        blocks = self.root.get("stages")
-        assert blocks is None or blocks.value is None or blocks
-        used = {Path(str(use.value)).stem for use in self._uses()}
+        uses = [_use(name, block).value for name, block in stages.items()]
+        kinds = {*shelf.kinds(), *(Path(str(use)).stem for use in uses)}
         for kind, block in node.value.items():
-            if kind not in used and kind not in shelf.kinds():
-                hint = nearest(kind, {*used, *shelf.kinds()})
-                message = f'"{kind}" is no kind of stage.{hint}'
+            if kind not in kinds:
+                message = f'"{kind}" is no kind of stage.{nearest(kind, kinds)}'
                 self.reader.problem(block.key, ("defaults",), message)
             elif not isinstance(block.value, dict) and block.value is not None:
                 message = f'"{kind}" is a block of settings, not {show(block.value)}.'
                 self.reader.problem(block.place, ("defaults",), message)
         return {k: block for k, block in node.value.items() if isinstance(block.value, dict)}
 
-    def _uses(self) -> list[Node]:
-        stages = self.root.get("stages")
-        blocks = stages.value if stages is not None and isinstance(stages.value, dict) else {}
-        return [
-            use if use is not None else Node(name, block.key, block.key)
-            for name, block in blocks.items()
-            for use in [block.get("use")]
-        ]
-
     def _class(self, name: str, block: Node) -> tuple[str, Any]:
         """(kind, class or BAD) of a stage: what its `use` says, else its name."""
-        use = block.get("use") or Node(name, block.key, block.key)
+        use = _use(name, block)
         path, word = ("stages", name), use.value
         if isinstance(word, str) and word.endswith(".py"):
             return Path(word).stem, self.reader.load(use, Stage, path)
@@ -376,6 +369,11 @@ class _Reading:
                 self.reader.problem(node.place, (*path, *key.split(".")), message)
         except StageFailed as failure:
             self.reader.problem(block.key, path, str(failure))
+
+
+def _use(name: str, block: Node) -> Node:
+    """What says which kind a stage is: its `use`, else its name."""
+    return block.get("use") or Node(name, block.key, block.key)
 
 
 def _below(node: Node, part: str) -> Node:
