@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -265,6 +268,56 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
     folder = "model" if kind in ("full", "cached") else "adapter"
     for file in (whole.path / folder).glob("*.safetensors"):
         assert file.read_bytes() == (again.path / folder / file.name).read_bytes()
+
+
+TWO = """
+import json, os, sys
+from pathlib import Path
+from align.artifacts import Model
+from align.data import Source
+from align.out import Out
+from align.stages.dpo import Dpo
+
+base, rows, path, settings = sys.argv[1:]
+model = Model(Path(base), spec={"base": {"path": base}, "quantization": None})
+out = Out(Path(path), Path(path).parent / "cache", main=os.environ["RANK"] == "0")
+Dpo(model=model, data=[Source(path=rows)], **json.loads(settings)).run(out)
+"""
+
+
+def test_two_processes_learn_what_one_does(
+    tiny_model: Path, pairs: Source, run: Make, tmp_path: Path
+) -> None:
+    """Cached reference numbers among them: both processes must find the same file."""
+    settings = {
+        "batch_size": 4,
+        "lora": LORA,
+        "trainer": {
+            "max_steps": 3,
+            "learning_rate": 1e-2,
+            "loss_type": ["sigmoid", "sft"],
+            "loss_weights": [1.0, 0.2],
+            "precompute_ref_log_probs": True,
+        },
+    }
+    one = run("one", model=base(tiny_model), data=[pairs], **settings)
+    two = Model(tmp_path / "two")
+    for folder in (two.path, tmp_path / "cache"):
+        folder.mkdir()
+    (tmp_path / "two.py").write_text(TWO)
+    arguments = [tmp_path / "two.py", tiny_model, pairs.path, two.path, json.dumps(settings)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launch, *map(str, arguments)], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for ours, theirs in zip(steps(one), steps(two), strict=True):
+        for name in ("loss", "nll", "rewards/margins", "rewards/accuracies"):
+            assert ours[name] == pytest.approx(theirs[name], abs=2e-5), name
+    weights = adapter(one), adapter(two)
+    for name, weight in weights[0].items():
+        assert (weight - weights[1][name]).abs().max() < 1e-4, name
 
 
 def test_a_loss_that_is_not_a_number_stops_the_stage(
