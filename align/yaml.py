@@ -26,7 +26,9 @@ MAX_NODES = 100_000
 _TAG = "tag:yaml.org,2002:"
 _VARIABLE = re.compile(r"\$\{env:([A-Za-z_]\w*)(?::-([^}]*))?\}")
 _DOLLAR = re.compile(r"\$\{[^}]*\}?")
-_SECRET_NAME = re.compile(r"(?i)(token|secret|password|passwd|credential|api_?key)s?$")
+_SECRET_NAME = re.compile(
+    r"(?i)((?<!pad_)(?<!eos_)(?<!bos_)token|secrets?|password|passwd|credentials?|api_?keys?)$"
+)
 _SECRET_KEY = re.compile(
     r"(?i)^(token|(hub|hf|auth|access|api|bearer|use_auth|push_to_hub)_token|(\w+_)?api_?key"
     r"|(\w+_)?(secret|password|passwd|credentials?))$"

@@ -158,6 +158,19 @@ def test_an_unset_variable_is_noted_with_its_place(monkeypatch: pytest.MonkeyPat
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [("HF_TOKEN", True), ("API_KEY", True), ("MAX_TOKENS", False), ("EOS_TOKEN", False)],
+)
+def test_a_variable_whose_name_is_a_secrets_is_never_filled_in(
+    name: str, secret: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "12")
+    problems: list[Problem] = []
+    root, _ = yaml.interpolate(load(f"a: x${{env:{name}}}"), problems)
+    assert bool(problems) is secret and ("12" in root.python()["a"]) is not secret
+
+
 @pytest.mark.parametrize("key", ["token", "hub_token", "api_key", "openai_api_key", "password"])
 def test_keys_of_secrets_are_refused(key: str) -> None:
     (problem,) = yaml.secrets(load(f"a: {{{key}: x}}"))
