@@ -102,6 +102,7 @@ def make(work: Path) -> int:
         (work / "log.txt").touch()
         for path in store.used(work.parent / key for key in record["inputs"]):
             store.verify(path)
+        unchanged(work, record)
         if launch.processes(record["settings"]) > 1:
             spread(work, record)
         else:
@@ -114,6 +115,22 @@ def make(work: Path) -> int:
         with quiet(work / "log.txt"):
             store.publish(work, made)
     return 3 if made["stopped"] else 0
+
+
+def unchanged(work: Path, record: dict[str, Any]) -> None:
+    """See that the key still holds: hours can lie between reading a recipe and running a stage.
+
+    Raises:
+        StageFailed: the user's data or files are not what the recipe was read with.
+    """
+    stage = records.restore(record, work.parent)
+    contents = records.Contents(work.parent)
+    if records.key(stage, record["kind"], record["attempt"], contents) != record["key"]:
+        raise StageFailed(
+            f"{record['key']} cannot be made any more: a file it is made from (data, a model, your "
+            "own stage, reward or task) has changed since the recipe was read. Run the recipe "
+            "again: what has changed gets a directory of its own."
+        )
 
 
 def begun_with(work: Path) -> dict[str, str]:
@@ -239,7 +256,10 @@ def rank(work: Path) -> int:
     launch.check_world(launch.processes(record["settings"]))
     from accelerate import PartialState
 
-    perform(work, record, main=PartialState().is_main_process)
+    state = PartialState()
+    perform(work, record, main=state.is_main_process)
+    state.wait_for_everyone()  # one that leaves early makes gloo abort the others
+    state.destroy_process_group()
     return 0
 
 

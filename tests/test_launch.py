@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from align import launch, processes, store
+from align import launch, processes, records, shelf, store
+from align.settings import Stage
 
 STAGE = """
 import os
@@ -53,16 +54,21 @@ class Ranks(Stage):
 def begin(tmp_path: Path, **settings: Any) -> tuple[processes.Fresh, Path]:
     """Start the stage above with these settings in a process of its own, as the runner does."""
     (tmp_path / "ranks.py").write_text(STAGE)
-    work = tmp_path / "ranks-0123456789ab.partial"
-    work.mkdir(exist_ok=True)
+    stage = shelf.load(tmp_path / "ranks.py", Stage)(**settings)
+    assert isinstance(stage, Stage)
+    key = records.key(stage, "ranks", 0, records.Contents(tmp_path))
     record = {
         "kind": "ranks",
         "name": "ranks",
         "recipe": "mine",
         "use": str(tmp_path / "ranks.py"),
-        "settings": {"launch": None, "seed": 0, **settings},
+        "settings": records.dump(stage),
+        "attempt": 0,
+        "key": key,
         "inputs": [],
     }
+    work = tmp_path / f"{key}.partial"
+    work.mkdir(exist_ok=True)
     (work / "stage.json").write_text(json.dumps(record))
     return processes.Fresh(work), work
 
@@ -82,7 +88,7 @@ def made(tmp_path: Path) -> Any:
     def make(**settings: Any) -> tuple[int, Path]:
         child, work = begin(tmp_path, **settings)
         code = end(child)
-        return code, work.with_name("ranks-0123456789ab") if code == 0 else work
+        return code, work.with_name(work.name.removesuffix(".partial")) if code == 0 else work
 
     return make
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from align import processes, store, worker
+from align import processes, records, shelf, store, worker
+from align.artifacts import Prompts
 from align.errors import StageFailed
+from align.settings import Stage
 
 STAGE = """
 import os, sys, time, warnings
@@ -25,6 +27,7 @@ from align.settings import Stage
 
 class Step(Stage):
     does: str = "rows"
+    value: int = 0
     data: Prompts | None = None
 
     def run(self, out: Any) -> Prompts:
@@ -33,6 +36,8 @@ class Step(Stage):
         out.count("rows", 1)
         if self.does == "fail":
             raise StageFailed("The step is too high. Lower it.")
+        if self.does == "later" and not (out.path / "now").exists():
+            raise StageFailed("Not now.")
         if self.does == "crash":
             raise ZeroDivisionError("by nothing")
         if self.does == "gate":
@@ -57,24 +62,31 @@ class Step(Stage):
 """
 
 
+Begin = Callable[..., Path]
+
+
 @pytest.fixture
-def begin(tmp_path: Path) -> Callable[..., Path]:
+def begin(tmp_path: Path) -> Begin:
     """Prepare a `.partial` directory as the runner does; returns its path."""
 
-    def begin(does: str = "rows", name: str = "step-0123456789ab", data: str = "") -> Path:
-        (tmp_path / "step.py").write_text(STAGE)
-        work = tmp_path / "runs" / f"{name}.partial"
+    def begin(does: str = "rows", value: int = 0, data: Path | None = None) -> Path:
+        file, runs = tmp_path / "step.py", tmp_path / "runs"
+        file.write_text(STAGE)
+        made = Prompts(data, stage=Stage()) if data else None
+        stage = shelf.load(file, Stage)(seed=7, does=does, value=value, data=made)
+        assert isinstance(stage, Stage)
+        key = records.key(stage, "step", 0, records.Contents(runs))
+        work = runs / f"{key}.partial"
         work.mkdir(parents=True, exist_ok=True)
-        settings: dict[str, Any] = {"does": does, "seed": 7}
-        if data:
-            settings["data"] = {"artifact": data, "type": "Prompts"}
         record = {
             "kind": "step",
-            "name": name,
-            "recipe": "mine",
-            "use": str(tmp_path / "step.py"),
-            "settings": settings,
-            "inputs": [data] if data else [],
+            "name": "mine",
+            "recipe": "chain",
+            "use": str(file),
+            "settings": records.dump(stage),
+            "attempt": 0,
+            "key": key,
+            "inputs": [data.name] if data else [],
         }
         (work / "stage.json").write_text(json.dumps(record))
         return work
@@ -102,7 +114,7 @@ def _end(child: processes.Fresh | processes.Forked, patience: float = 60.0) -> i
 # -- alone ---------------------------------------------------------------------------------------
 
 
-def test_a_stage_by_hand_says_everything_here_and_publishes(begin: Callable[..., Path]) -> None:
+def test_a_stage_by_hand_says_everything_here_and_publishes(begin: Begin) -> None:
     work = begin("talk")
     done = by_hand(work)
     assert done.returncode == 0
@@ -117,7 +129,7 @@ def store_path(work: Path) -> Path:
     return work.with_name(work.name.removesuffix(".partial"))
 
 
-def test_a_stage_for_a_runner_says_everything_to_its_log(begin: Callable[..., Path]) -> None:
+def test_a_stage_for_a_runner_says_everything_to_its_log(begin: Begin) -> None:
     work = begin("talk")
     assert fresh(work) == 0
     log = (store_path(work) / "log.txt").read_text()
@@ -125,18 +137,18 @@ def test_a_stage_for_a_runner_says_everything_to_its_log(begin: Callable[..., Pa
     store.verify(store_path(work))
 
 
-def test_what_the_manifest_says(begin: Callable[..., Path]) -> None:
+def test_what_the_manifest_says(begin: Begin) -> None:
     work = begin()
     assert fresh(work) == 0
     about = store.verify(store_path(work))
-    assert about["kind"] == "step" and about["recipe"] == "mine" and about["inputs"] == []
-    assert about["key"] == "step-0123456789ab" and about["stopped"] is None
+    assert about["kind"] == "step" and about["recipe"] == "chain" and about["inputs"] == []
+    assert about["key"] == store_path(work).name and about["stopped"] is None
     assert about["versions"]["torch"] and about["versions"]["trl"] and about["versions"]["align"]
     assert about["world_size"] == 1 and about["threads"] == 1 and about["device"]
     assert about["seconds"] >= 0 and about["made_at"].endswith("Z")
 
 
-def test_a_sentence_is_left_for_the_user(begin: Callable[..., Path]) -> None:
+def test_a_sentence_is_left_for_the_user(begin: Begin) -> None:
     work = begin("fail")
     assert fresh(work) == 1
     error = {"error": "The step is too high. Lower it.", "exit_code": 1}
@@ -144,14 +156,14 @@ def test_a_sentence_is_left_for_the_user(begin: Callable[..., Path]) -> None:
     assert "Traceback" not in (work / "log.txt").read_text()
 
 
-def test_a_crash_leaves_its_traceback_in_the_log(begin: Callable[..., Path]) -> None:
+def test_a_crash_leaves_its_traceback_in_the_log(begin: Begin) -> None:
     work = begin("crash")
     assert fresh(work) == 1
     assert not (work / "error.json").exists()
     assert (work / "log.txt").read_text().endswith("ZeroDivisionError: by nothing\n")
 
 
-def test_what_a_gate_stopped_is_kept(begin: Callable[..., Path]) -> None:
+def test_what_a_gate_stopped_is_kept(begin: Begin) -> None:
     work = begin("gate")
     assert fresh(work) == 3
     about = store.verify(store_path(work))
@@ -159,7 +171,7 @@ def test_what_a_gate_stopped_is_kept(begin: Callable[..., Path]) -> None:
 
 
 def test_a_full_disk_is_one_sentence_also_when_a_library_has_no_errno(
-    begin: Callable[..., Path],
+    begin: Begin,
 ) -> None:
     work = begin("full")
     assert fresh(work) == 1
@@ -167,18 +179,18 @@ def test_a_full_disk_is_one_sentence_also_when_a_library_has_no_errno(
     assert error.startswith(f"The disk that holds {work} is full. Free some space")
 
 
-def test_a_damaged_input_is_refused_before_the_stage_runs(begin: Callable[..., Path]) -> None:
+def test_a_damaged_input_is_refused_before_the_stage_runs(begin: Begin) -> None:
     first = begin()
     assert fresh(first) == 0
     rows = store_path(first) / "data" / "rows.jsonl"
     rows.write_text(rows.read_text().replace("1", "2"))
-    second = begin(name="step-second", data="step-0123456789ab")
+    second = begin(data=store_path(first))
     assert fresh(second) == 1
     assert f"{rows} is damaged" in json.loads((second / "error.json").read_text())["error"]
     assert "I begin" not in (second / "log.txt").read_text()
 
 
-def test_a_stage_is_not_made_twice_at_once(begin: Callable[..., Path]) -> None:
+def test_a_stage_is_not_made_twice_at_once(begin: Begin) -> None:
     work = begin("sleep")
     child = processes.Fresh(work)
     while not (work / "data" / "rows.jsonl").exists():
@@ -186,13 +198,13 @@ def test_a_stage_is_not_made_twice_at_once(begin: Callable[..., Path]) -> None:
     try:
         done = by_hand(work)
         assert done.returncode == 1
-        assert "step-0123456789ab is being made by process" in done.stderr
+        assert f"{store_path(work).name} is being made by process" in done.stderr
     finally:
         child.signal(signal.SIGKILL)
         _end(child)
 
 
-def test_a_stage_that_is_told_to_stop_stops(begin: Callable[..., Path]) -> None:
+def test_a_stage_that_is_told_to_stop_stops(begin: Begin) -> None:
     work = begin("sleep")
     child = processes.Fresh(work)
     while not (work / "data" / "rows.jsonl").exists():
@@ -202,7 +214,7 @@ def test_a_stage_that_is_told_to_stop_stops(begin: Callable[..., Path]) -> None:
 
 
 def test_a_stage_killed_before_the_rename_is_published_and_not_run_again(
-    begin: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = begin()
     with monkeypatch.context() as patch:
@@ -216,7 +228,7 @@ def test_a_stage_killed_before_the_rename_is_published_and_not_run_again(
 
 
 def test_a_manifest_that_does_not_hold_makes_the_stage_run_again(
-    begin: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = begin()
     with monkeypatch.context() as patch:
@@ -227,12 +239,12 @@ def test_a_manifest_that_does_not_hold_makes_the_stage_run_again(
     store.verify(store_path(work))
 
 
-def test_going_on_with_other_versions_is_said_and_recorded(begin: Callable[..., Path]) -> None:
-    work = begin("fail")
+def test_going_on_with_other_versions_is_said_and_recorded(begin: Begin, tmp_path: Path) -> None:
+    work = begin("later")
     assert fresh(work) == 1
     began = json.loads((work / "began.json").read_text())
     (work / "began.json").write_text(json.dumps({**began, "trl": "1.15.0"}))
-    begin("rows")
+    (work / "now").touch()
     assert fresh(work) == 0
     about = store.verify(store_path(work))
     assert about["began_with"] == {"trl": "1.15.0"}
@@ -240,12 +252,23 @@ def test_going_on_with_other_versions_is_said_and_recorded(begin: Callable[..., 
     assert said in (store_path(work) / "log.txt").read_text()
 
 
+def test_a_file_that_changed_since_the_recipe_was_read_stops_the_stage(
+    begin: Begin, tmp_path: Path
+) -> None:
+    work = begin()
+    (tmp_path / "step.py").write_text(STAGE + "# better\n")
+    assert fresh(work) == 1
+    error = json.loads((work / "error.json").read_text())["error"]
+    assert error.startswith(f"{store_path(work).name} cannot be made any more: a file it is made")
+    assert "I begin" not in (work / "log.txt").read_text()
+
+
 def test_no_secret_of_the_environment_is_written(
-    begin: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_canaryCanaryCanaryCanary")
-    assert fresh(begin("crash", "step-1")) == 1
-    assert fresh(begin("talk", "step-2")) == 0
+    assert fresh(begin("crash")) == 1
+    assert fresh(begin("talk")) == 0
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert len(files) > 8
     assert not any(b"canaryCanary" in path.read_bytes() for path in files)
@@ -291,14 +314,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[processes.Serve
 
 def test_forked_stages_are_like_fresh_ones(
     server: processes.Server,
-    begin: Callable[..., Path],
+    begin: Begin,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     counts = []
     for i in range(2):
-        work = begin("where", f"step-{i}")
+        work = begin("where", i)
         assert (_end(server.fork(work)) if i else fresh(work)) == 0, (work / "log.txt").read_text()
         counts.append(store.verify(store_path(work))["counts"])
     assert counts[0]["here_in_path"] == {"n": 0}
@@ -309,7 +332,7 @@ def test_forked_stages_are_like_fresh_ones(
 
 @pytest.mark.parametrize(("does", "code"), [("fail", 1), ("crash", 1), ("gate", 3), ("talk", 0)])
 def test_forked_stages_end_like_fresh_ones(
-    server: processes.Server, begin: Callable[..., Path], does: str, code: int
+    server: processes.Server, begin: Begin, does: str, code: int
 ) -> None:
     work = begin(does)
     assert _end(server.fork(work)) == code
@@ -318,9 +341,7 @@ def test_forked_stages_end_like_fresh_ones(
         assert "printed" in log and "from C" in log and "a warning" in log
 
 
-def test_a_killed_fork_leaves_the_server_alive(
-    server: processes.Server, begin: Callable[..., Path]
-) -> None:
+def test_a_killed_fork_leaves_the_server_alive(server: processes.Server, begin: Begin) -> None:
     work = begin("sleep")
     child = server.fork(work)
     while not (work / "data" / "rows.jsonl").exists():
@@ -330,10 +351,10 @@ def test_a_killed_fork_leaves_the_server_alive(
     assert _end(server.fork(begin("rows"))) == 0
 
 
-def test_a_fork_is_ready_at_once(server: processes.Server, begin: Callable[..., Path]) -> None:
-    _end(server.fork(begin("rows", "step-first")))  # by now the server is warm
+def test_a_fork_is_ready_at_once(server: processes.Server, begin: Begin) -> None:
+    _end(server.fork(begin("rows", 1)))  # by now the server is warm
     began = time.monotonic()
-    assert _end(server.fork(begin("rows", "step-second"))) == 0
+    assert _end(server.fork(begin("rows", 2))) == 0
     assert time.monotonic() - began < 1.0  # 0.1 s on a quiet machine
 
 
@@ -393,10 +414,10 @@ while True:
 """
 
 
-def test_nothing_outlives_a_killed_runner(begin: Callable[..., Path]) -> None:
+def test_nothing_outlives_a_killed_runner(begin: Begin) -> None:
     if sys.platform != "linux":
         pytest.skip("the kernel kills orphans on Linux only")
-    works = [begin("sleep", "step-1"), begin("sleep", "step-2")]
+    works = [begin("sleep", 1), begin("sleep", 2)]
     with subprocess.Popen(
         [sys.executable, "-c", DRIVER, *map(str, works)], stdout=subprocess.PIPE, text=True
     ) as driver:
@@ -433,6 +454,6 @@ def test_a_directory_without_a_stage_is_said_so(tmp_path: Path) -> None:
     assert "DIRECTORY must be a stage's .partial directory" in done.stderr
 
 
-def test_making_needs_no_plan(begin: Callable[..., Path]) -> None:
+def test_an_input_that_is_gone_is_named(begin: Begin, tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match="step-gone is missing"):
-        worker.make(begin(data="step-gone"))
+        worker.make(begin(data=tmp_path / "runs" / "step-gone"))
