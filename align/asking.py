@@ -102,13 +102,14 @@ class Asked:
         return [self._cache.known[key] for key in keys]
 
     def _network(self) -> tuple[Any, Any]:
-        from align import models, scores
+        from align import generate, models, scores
 
         if self._loaded is None:
             if isinstance(self.model, RewardModel):
                 self._loaded = scores.load(self.model)
             else:
-                self._loaded = models.load(self.model), models.tokenizer(self.model)
+                network = generate.folded(models.load(self.model))
+                self._loaded = network, models.tokenizer(self.model)
         return self._loaded
 
     def _answer(self, items: list[Item], how: dict[str, Any]) -> Iterator[dict[int, Said]]:

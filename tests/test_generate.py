@@ -15,6 +15,7 @@ from align.generate import (
     Completion,
     _draw,
     exponential,
+    folded,
     generate,
     likelihoods,
     mix,
@@ -201,6 +202,22 @@ def test_likelihoods_do_not_depend_on_the_batch(model: Any, prompts: Any) -> Non
         logits = model(torch.tensor([prompt + continuation])).logits[0].log_softmax(-1)
     by_hand = sum(logits[len(prompt) - 1 + j, t].item() for j, t in enumerate(continuation))
     assert together[4] == pytest.approx(by_hand, abs=1e-3)
+
+
+def test_an_adapter_is_folded_in_without_changing_a_draw(
+    model: Any, tiny_model: Path, tokenizer: Any, prompts: Any
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    adapted = get_peft_model(base, config).eval()
+    expected = tokens_of(draw(adapted, tokenizer, prompts, n=2))
+    plain = tokens_of(draw(model, tokenizer, prompts, n=2))
+    whole = folded(adapted)
+    assert type(whole).__name__ == "LlamaForCausalLM" and folded(model) is model
+    assert tokens_of(draw(whole, tokenizer, prompts, n=2)) == expected != plain
 
 
 def test_an_answer_ends_at_any_end_token_and_says_how_it_ended(

@@ -58,7 +58,7 @@ class Sample(Stage):
         from align import chat, generate, models
 
         tokenizer = models.tokenizer(self.model)
-        network = models.load(self.model)
+        network = generate.folded(models.load(self.model))
         rows, encoded = [], {}
         for row in mix(self.prompts, Prompts, self.seed, out):
             ids = chat.prompt(tokenizer, row["prompt"], row.get("tools"))
