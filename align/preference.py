@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow  # type: ignore[import-untyped]
@@ -207,9 +208,9 @@ class PairTrainer(Ordered, DPOTrainer):  # type: ignore[misc]
       then over pairs, as in Iterative RPO (arXiv 2404.19733, eq. 1); and it has its own mask.
     * The reference's log-probabilities are always in the batch when TRL computes the loss: cached,
       or computed by TRL's own `compute_ref_log_probs`.
-    * `own_reference` says that the reference is the model as it came in: then a fresh run's rewards
-      must be zero before the first update. Otherwise cached log-probabilities must equal a
-      recomputation. This is what catches a reference that is not the model one thinks it is.
+    * `own_reference` says that the reference is the model as it came in: then every reward of a
+      fresh run must be zero before the first update. Cached log-probabilities must equal a
+      recomputation. This catches a reference that is not the model one thinks it is.
 
     Raises:
         StageFailed: from the first batch, if the reference is not what it should be.
@@ -276,46 +277,51 @@ class PairTrainer(Ordered, DPOTrainer):  # type: ignore[misc]
             nll = -(logps[:n] * nll_mask).sum(dim=1) / nll_mask.sum(dim=1)
             loss = loss + self._nll_weight * nll.mean()
             metrics["nll"].append(self.accelerator.gather(nll.detach()).mean().item())
-        if self.ld_alpha is None:  # with it, TRL weighs the tokens of the longer answer's tail
-            chosen, rejected = (logps.detach() * preference_mask).sum(dim=1).chunk(2)
-            chosen, rejected = (
-                chosen - inputs["ref_chosen_logps"],
-                rejected - inputs["ref_rejected_logps"],
-            )
-            margins = self.accelerator.gather(self.beta * chosen - self.beta * rejected)
-            metrics["rewards/accuracies"][-1] = accuracy(margins).item()
+        # TRL's sums of these numbers, whatever its options make of a token
+        given = SimpleNamespace(log_probs=logps.detach() * preference_mask)
+        sums = torch.stack(self.compute_ref_log_probs(lambda **_: given, inputs))
+        ratios = sums - torch.stack([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+        margins = self.accelerator.gather(ratios[0] - ratios[1])
+        metrics["rewards/accuracies"][-1] = accuracy(margins).item()
         if mode == "train" and self.state.global_step == 0:
-            self._check_reference(inputs)
+            self._check_reference(inputs, sums, ratios)
         return loss
 
-    def _check_reference(self, inputs: Batch) -> None:
-        """Before the first update: see the class. All processes see the same numbers."""
+    def _check_reference(self, inputs: Batch, sums: torch.Tensor, ratios: torch.Tensor) -> None:
+        """Before the first update: see the class. All processes see the same numbers.
+
+        A cache was filled from batches of other shapes, which bf16 shows: its tolerance grows with
+        the square root of the tokens. Otherwise both models saw the same batch.
+
+        Args:
+            inputs: the batch, with the reference's log-probabilities.
+            sums: the policy's log-probabilities, (2, n): chosen and rejected.
+            ratios: `sums` minus the reference's.
+        """
         whole = self.model.dtype == torch.float32 and not (self.args.bf16 or self.args.fp16)
-        tolerance = 1e-4 if whole else 1e-2
-        if self._own_reference:
-            last = {
-                name: self._metrics["train"][f"rewards/{name}"][-1]
-                for name in ("chosen", "rejected", "margins")
-            }
-            if max(map(abs, last.values())) > tolerance:
-                numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
-                raise StageFailed(
-                    "The reference is not the model that came in: before the first update the "
-                    f"rewards must be 0, and they are {numbers}. Nothing was trained. Delete "
-                    "the stage's cached reference log-probabilities (runs/.cache) and run again; "
-                    "if another reference is meant, name it with `reference:`."
-                )
-        elif self._cached:
-            again = torch.stack(self.compute_ref_log_probs(self.ref_model, inputs))
-            cached = torch.stack([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-            differences = self.accelerator.gather((again - cached).abs())
-            worst = self.beta * differences.max().item()
-            if worst > tolerance:
+        if self._cached:
+            frozen = self.ref_model or self.model
+            again = sums - torch.stack(self.compute_ref_log_probs(frozen, inputs))
+            tokens = inputs["completion_mask"].sum(dim=1).view(2, -1).clamp(min=1)
+            worst = self._worst((again - ratios) / tokens.sqrt())
+            if worst > (1e-3 if whole else 1e-1):
                 raise StageFailed(
                     "The cached reference log-probabilities are not the reference's: on the first "
-                    f"batch beta times the difference is up to {worst:.4g}. Nothing was trained. "
-                    "Delete runs/.cache and run again."
+                    f"batch they are off by {worst:.3g} per square root of a token. Nothing was "
+                    "trained. Delete runs/.cache and run again."
                 )
+            ratios = again
+        worst = self._worst(self.beta * ratios)
+        if self._own_reference and worst > (1e-4 if whole else 1e-2):
+            raise StageFailed(
+                "The reference is not the model that came in: before the first update all rewards "
+                f"must be 0, and one is {worst:.3g}. Nothing was trained. If another reference is "
+                "meant, name it with `reference:`; if not, make the stage's model again "
+                "(`align run RECIPE --again STAGE`)."
+            )
+
+    def _worst(self, differences: torch.Tensor) -> float:
+        return float(self.accelerator.gather(differences.abs().flatten()).max())
 
 
 class ScoreTrainer(Ordered, RewardTrainer):  # type: ignore[misc]

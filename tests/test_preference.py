@@ -41,12 +41,11 @@ def dpo_config(tmp_path: Path, **options: Any) -> DPOConfig:
     return DPOConfig(
         output_dir=str(tmp_path),
         use_cpu=True,
-        bf16=False,
         report_to="none",
         activation_checkpointing=False,
         disable_tqdm=True,
         remove_unused_columns=False,
-        **{"per_device_train_batch_size": 4, "save_strategy": "no", **options},
+        **{"bf16": False, "per_device_train_batch_size": 4, "save_strategy": "no", **options},
     )
 
 
@@ -222,6 +221,34 @@ def test_a_wrong_reference_stops_before_the_first_update(tiny_model: Path, tmp_p
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("ld_alpha", [0.0, 0.5])
+def test_the_check_knows_trls_weights_of_tokens(
+    ld_alpha: float, tiny_model: Path, tmp_path: Path
+) -> None:
+    trainer = pair_trainer(tiny_model, tmp_path, ld_alpha=ld_alpha)
+    assert loss_of(trainer) == pytest.approx(math.log(2), abs=1e-5)
+    assert trainer._metrics["train"]["rewards/accuracies"] == [0.5]
+    with pytest.raises(StageFailed, match="not the model that came in"):
+        loss_of(pair_trainer(tiny_model, tmp_path, shaken(tiny_model), ld_alpha=ld_alpha))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_rounding_is_no_wrong_reference(cached: bool, tiny_model: Path, tmp_path: Path) -> None:
+    """In bf16, numbers cached one by one differ from those of a batch with padding."""
+    rows = [row([1, 4, 5], [40 + j % 50 for j in range(20 * i)] + [6], [60, 6]) for i in (1, 5, 9)]
+    trainer = pair_trainer(
+        tiny_model,
+        tmp_path,
+        rows=rows,
+        bf16=True,
+        precompute_ref_log_probs=cached,
+        precompute_ref_batch_size=1,
+        beta=1.0,
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss_of(trainer, trainer.train_dataset.to_list()) == pytest.approx(0.693, abs=0.2)
+
+
 def test_the_check_is_for_fresh_runs_only(tiny_model: Path, tmp_path: Path) -> None:
     trainer = pair_trainer(tiny_model, tmp_path, shaken(tiny_model, 0.02))
     assert loss_of(trainer, fresh=False) != pytest.approx(math.log(2), abs=1e-5)
@@ -238,7 +265,11 @@ def test_cached_reference_log_probabilities_are_used_and_checked(
     assert loss_of(trainer, rows) == pytest.approx(math.log(2), abs=1e-5)
     for each in rows:
         each["ref_chosen_logps"] += 1.0
-    with pytest.raises(StageFailed, match=r"Delete.*runs/\.cache"):
+    with pytest.raises(StageFailed, match=r"Delete runs/\.cache"):
+        loss_of(trainer, rows)
+    for each, other in zip(rows, rows[1:] + rows[:1], strict=True):  # rows in another order
+        each["ref_chosen_logps"] = other["ref_rejected_logps"]
+    with pytest.raises(StageFailed, match=r"Delete runs/\.cache"):
         loss_of(trainer, rows)
 
 
