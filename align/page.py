@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.wording import adjusted, gate_sentence, interval, main_metrics, than, verdict
+from align.wording import adjusted, gate_sentence, interval, main_metrics, p_value, than, verdict
 
 if TYPE_CHECKING:
     from align.recipe import Plan, Planned
@@ -123,7 +123,7 @@ def _comparisons(report: Entry) -> str:
                 escape(one["task"]),
                 f"{one['n']:,}",
                 interval(one, "delta", sign="+"),
-                f"{p:.2g}",
+                escape(p_value(p)),
             ]
         )
     heads = ["on the same items", "role", "task", "n", "difference [95 %]", "p (Holm)"]
@@ -307,7 +307,8 @@ def _lines(series: dict[str, list[Point]], unit: str, dots: bool = False) -> str
     points = [point for line in series.values() for point in line]
     across = _ticks(min(x for x, _ in points), max(x for x, _ in points), whole=True)
     up = _ticks(min(y for _, y in points), max(y for _, y in points))
-    left, right, top, bottom = 44.0, 482.0, 10.0, 170.0
+    left = 14 + 6.2 * max(len(f"{tick:g}") for tick in up)
+    right, top, bottom = 482.0, 10.0, 170.0
 
     def place(point: Point) -> Point:
         x = left + (point[0] - across[0]) / (across[-1] - across[0]) * (right - left)

@@ -56,7 +56,7 @@ def run(plan: Plan, targets: Sequence[str] = ()) -> int:
 def _report(plan: Plan, status: str, screen: Screen) -> None:
     """Write the report, and show its table where something was evaluated."""
     page = report.write(plan, status)
-    if status == "done":
+    if status in ("done", "stopped"):
         found = read_json(plan.store / plan.name / "report.json")
         screen.say("\n".join(filter(None, [report.table(found), f"Report: {page}"])))
 

@@ -38,3 +38,33 @@ def chance(seed: int, prompt: str, index: int) -> bytes:
 def message(answer: Answer) -> dict[str, Any]:
     """An answer as the assistant's message."""
     return {"role": "assistant", "content": answer["text"]}
+
+
+def short(row: Row) -> list[Answer]:
+    """A row's answers in order, without the columns that fill the memory."""
+    answers = sorted(row["completions"], key=lambda answer: answer["index"])
+    return [{k: v for k, v in one.items() if k not in ("token_ids", "scores")} for one in answers]
+
+
+def worth(rows: list[Row]) -> dict[str, Any]:
+    """What more answers per prompt are worth, from all that have scores (cut ones included).
+
+    `best_of` is the mean over prompts of E[best of k], k = 1..n; prompts that lack a score are left
+    out of it. `equal` is the share of prompts whose answers all score the same.
+    """
+    import numpy as np
+
+    from align import stats
+
+    scores = [[answer["score"] for answer in row["completions"]] for row in rows]
+    n = max(map(len, scores))
+    full = [one for one in scores if len(one) == n and None not in one]
+    if not full:
+        return {}
+    curve = stats.best_of(np.array(full)).mean(0)
+    return {
+        "best_of": [round(float(value), 6) for value in curve],
+        "mean": float(curve[0]),
+        "gain": float(curve[-1] - curve[0]),
+        "equal": sum(len(set(one)) == 1 for one in full) / len(full),
+    }

@@ -42,11 +42,16 @@ def table(report: Entry) -> str:
         lines += ["", "On the same items, main metrics (p adjusted by Holm over all of these):"]
         lines += _aligned(
             [
-                [f"  {c['model']} is {verdict(c)} {than(c)} {c['against']}", f"({c['role']})",
-                 c["task"], interval(c, "delta", sign="+"), f"p = {p:.2g}"]
+                [
+                    f"  {c['model']} is {verdict(c)} {than(c)} {c['against']}",
+                    f"({c['role']})",
+                    c["task"],
+                    interval(c, "delta", sign="+"),
+                    f"p = {p_value(p)}".replace("= <", "<"),
+                ]
                 for c, p in zip(main, adjusted(main), strict=True)
             ]
-        )  # fmt: skip
+        )
     if report["gates"]:
         lines += ["", *(f"Gate {gate_sentence(gate)}" for gate in report["gates"])]
     return "\n".join(lines)
@@ -73,8 +78,18 @@ def adjusted(comparisons: list[Entry]) -> list[float]:
 def interval(entry: Entry, name: str, sign: str = "") -> str:
     """`0.612 [0.570, 0.652]`."""
     if entry["ci_low"] is None:
-        return f"{entry[name]:{sign}.3f} [?]"
-    return f"{entry[name]:{sign}.3f} [{entry['ci_low']:{sign}.3f}, {entry['ci_high']:{sign}.3f}]"
+        return f"{_number(entry[name], sign)} [?]"
+    low, high = _number(entry["ci_low"], sign), _number(entry["ci_high"], sign)
+    return f"{_number(entry[name], sign)} [{low}, {high}]"
+
+
+def p_value(p: float) -> str:
+    """`0.03`; `< 0.0001` below that, where more digits say nothing."""
+    return f"{p:.2g}" if p >= 0.0001 else "< 0.0001"
+
+
+def _number(value: float, sign: str) -> str:
+    return f"{value:{sign}.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:{sign}.0e}"
 
 
 def gate_sentence(gate: Entry) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -13,11 +13,9 @@ from align.artifacts import Model, Report, RewardModel
 from align.asking import identity, name_of, takes
 from align.decoding import problems
 from align.errors import GateStopped
+from align.gates import Gate
 from align.out import Out
 from align.settings import Settings, Stage, Task
-
-if TYPE_CHECKING:
-    from align.evaluation import Results
 
 
 class Comparison(Settings):
@@ -25,26 +23,6 @@ class Comparison(Settings):
 
     model: Model | RewardModel
     against: Model | RewardModel
-
-
-class Gate(Settings):
-    """What a model must reach for the recipe to go on.
-
-    It is `passed` when the lower 95 % bound of the difference to `against` is at least -`may_lose`
-    (without `against`: when the lower bound reaches `at_least`), `failed` when the upper bound does
-    not, else `inconclusive`.
-    """
-
-    model: Model | RewardModel
-    task: str
-    """A task's name (its file's), or `task/subset`."""
-
-    metric: str | None = None
-    """The task's main metric unless named."""
-
-    against: Model | RewardModel | None = None
-    may_lose: float = 0.0
-    at_least: float | None = None
 
 
 class Evaluate(Stage):
@@ -106,7 +84,7 @@ class Evaluate(Stage):
         report: dict[str, Any] = {
             "scores": results.scores(),
             "comparisons": [row for pair in self._pairs() for row in results.compare(*pair)],
-            "gates": [_judged(gate, results) for gate in self.gates],
+            "gates": [gate.judge(results) for gate in self.gates],
         }
         text = json.dumps(report, indent=1, ensure_ascii=False)
         (out.path / "report.json").write_text(text + "\n", encoding="utf-8")
@@ -136,26 +114,3 @@ class Evaluate(Stage):
                 yield model, step[0], "step"
             if control := self.controls.get(name_of(model)):
                 yield model, control, "control"
-
-
-def _judged(gate: Gate, results: Results) -> dict[str, Any]:
-    """A gate with its number and verdict."""
-    from align.evaluation import numbers
-
-    if gate.against is None:
-        estimate, bar = results.mean(gate.model, gate.task, gate.metric), gate.at_least or 0.0
-    else:
-        estimate = results.difference(gate.model, gate.against, gate.task, gate.metric)
-        bar = -gate.may_lose
-    passed, failed = estimate.low >= bar, estimate.high < bar
-    return {
-        "model": name_of(gate.model),
-        "key": identity(gate.model),
-        "task": gate.task,
-        "metric": gate.metric or results.main_metric(gate.task),
-        "against": None if gate.against is None else name_of(gate.against),
-        "may_lose": None if gate.against is None else gate.may_lose,
-        "at_least": gate.at_least,
-        **numbers("value", estimate),
-        "verdict": "passed" if passed else "failed" if failed else "inconclusive",
-    }

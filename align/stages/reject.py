@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from align.artifacts import Conversations, Scored
 from align.errors import StageFailed
 from align.out import Out
-from align.selection import Answer, Row, candidates, chance, message
+from align.selection import Answer, Row, candidates, chance, message, short, worth
 from align.settings import Stage
 
 
@@ -88,15 +88,15 @@ class Reject(Stage):
                 "If all were cut, raise max_new_tokens or say allow_cut: true."
             )
         kept = [answer["score"] for answers in chosen.values() for answer in answers]
-        summary = {**_worth(rows), "kept": sum(kept) / len(kept)}
+        summary = {**worth(rows), "kept": sum(kept) / len(kept)}
         (out.path / "metrics.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
         return Conversations(out.path)
 
     def _merged(self) -> Iterator[Row]:
         """The rows, the answers of earlier rounds after their own, all numbered on."""
-        earlier = [{row["id"]: _short(row) for row in one.rows()} for one in self.bank]
+        earlier = [{row["id"]: short(row) for row in one.rows()} for one in self.bank]
         for row in self.scores.rows():
-            completions = _short(row)
+            completions = short(row)
             for answers in (found.get(row["id"], ()) for found in earlier):
                 start = 1 + max((answer["index"] for answer in completions), default=-1)
                 completions += [{**a, "index": start + a["index"]} for a in answers]
@@ -128,33 +128,3 @@ class Reject(Stage):
                 answers = sorted(answers, key=lambda answer: luck(answer["index"]))
             found[prompt] = answers[: wanted[prompt]]
         return found
-
-
-def _short(row: Row) -> list[Answer]:
-    """A row's answers in order, without the columns that fill the memory."""
-    answers = sorted(row["completions"], key=lambda answer: answer["index"])
-    return [{k: v for k, v in one.items() if k not in ("token_ids", "scores")} for one in answers]
-
-
-def _worth(rows: list[Row]) -> dict[str, Any]:
-    """What more answers per prompt are worth, from all that have scores (cut ones included).
-
-    `best_of` is the mean over prompts of E[best of k], k = 1..n; prompts that lack a score are left
-    out of it. `equal` is the share of prompts whose answers all score the same.
-    """
-    import numpy as np
-
-    from align import stats
-
-    scores = [[answer["score"] for answer in row["completions"]] for row in rows]
-    n = max(map(len, scores))
-    full = [one for one in scores if len(one) == n and None not in one]
-    if not full:
-        return {}
-    curve = stats.best_of(np.array(full)).mean(0)
-    return {
-        "best_of": [round(float(value), 6) for value in curve],
-        "mean": float(curve[0]),
-        "gain": float(curve[-1] - curve[0]),
-        "equal": sum(len(set(one)) == 1 for one in full) / len(full),
-    }

@@ -13,9 +13,10 @@ from align.artifacts import Model, RewardModel
 from align.data import Source
 from align.errors import GateStopped, StageFailed
 from align.evaluation import Results
+from align.gates import Gate
 from align.out import Out
 from align.settings import Task
-from align.stages.evaluate import Comparison, Evaluate, Gate
+from align.stages.evaluate import Comparison, Evaluate
 
 TASK = '''
 from typing import ClassVar, Literal
@@ -283,8 +284,6 @@ def test_models_are_compared_with_what_they_were_trained_from_and_with_their_con
 def test_a_gate_is_judged_by_the_bounds_of_the_interval(
     won: int, lost: int, gate: dict[str, float], verdict: str
 ) -> None:
-    from align.stages.evaluate import _judged
-
     model, against = made("new"), made("old")
     results = Results()
     items = [{"id": str(i)} for i in range(100)]
@@ -294,7 +293,7 @@ def test_a_gate_is_judged_by_the_bounds_of_the_interval(
     for one, values in ((model, new), (against, old)):
         results.add(one, "echo", items, [{"has": value} for value in values])
     rival = {"against": against} if "may_lose" in gate else {}
-    judged = _judged(Gate(model=model, task="echo", **rival, **gate), results)
+    judged = Gate(model=model, task="echo", **rival, **gate).judge(results)
     assert judged["verdict"] == verdict and judged["metric"] == "has"
 
 
