@@ -212,5 +212,5 @@ def _encoded(tokenizer: Any, turns: list[Turn], encoding: Any) -> Encoded:
 def _refused(tokenizer: Any, why: str) -> StageFailed:
     return StageFailed(
         f"The chat template of {tokenizer.name_or_path} cannot be trained on, because {why}. "
-        "Name another one: base: {chat_template: chatml}, or a jinja file."
+        "Name another one: base: {chat_template: plain} works with every tokenizer."
     )

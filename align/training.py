@@ -18,7 +18,6 @@ Nothing here is a loss or a training loop: those are TRL's and transformers'.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -31,24 +30,18 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from align.artifacts import read_json
+from align import checkpoints
 from align.errors import StageFailed
+from align.order import Order
 from align.out import Out
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import Trainer
 else:
     Trainer = object
 
 SAVE_SECONDS = 300
 """A checkpoint this often, unless the recipe sets `save_steps` or `save_strategy`."""
-
-KEEP = 2
-"""Checkpoints kept while training, beside the best one: the newest may turn out to be damaged."""
-
-COMPLETE = "complete.json"
-"""The file that marks a checkpoint as complete; written last."""
 
 _HUB = "`align push` publishes a model when it is done"
 _BASE = "it belongs to the model: set it in the recipe's `base:`"
@@ -63,7 +56,7 @@ OWNED: dict[str, str] = {
     "restore_callback_states_from_checkpoint": "a stage that was killed goes on by itself",
     "ignore_data_skip": "a stage that was killed goes on by itself",
     "save_only_model": "a stage that was killed goes on by itself",
-    "save_total_limit": f"the last {KEEP} checkpoints and the best are kept while it trains",
+    "save_total_limit": "the last checkpoints and the best are kept while a stage trains",
     "enable_jit_checkpoint": "a stage saves a checkpoint when it is told to stop",
     "load_best_model_at_end": "the best model is kept where the stage has `eval_data`",
     "logging_nan_inf_filter": "a loss that is not finite stops the stage",
@@ -109,6 +102,7 @@ _EVALUATED: dict[str, Any] = {
     "metric_for_best_model": "eval_loss",
     "greater_is_better": False,
     "prediction_loss_only": True,
+    "restore_callback_states_from_checkpoint": True,
 }
 
 
@@ -164,8 +158,6 @@ def arguments(config_class: type, stage: Trained, out: Out, network: Any, **defa
     micro = settings.pop("per_device_train_batch_size", None)
     settings["per_device_train_batch_size"] = _micro_batch(stage.batch_size, world, micro)
     share = stage.batch_size // world
-    if os.environ.get("CI") is None:
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     return config_class(
         output_dir=str(out.path / "checkpoints"),
         seed=stage.seed,
@@ -222,65 +214,6 @@ def dataset(rows: Iterable[dict[str, Any]], least: int = 2) -> Any:
             "and at trainer.max_length if they were too long."
         )
     return datasets.Dataset(pyarrow.concat_tables(tables))
-
-
-class Order:
-    """The order of an epoch's rows: a sampler that knows nothing of devices or micro-batches.
-
-    `lengths` are tokens per row, `batch` rows per step. Rows are shuffled from (seed, epoch), cut
-    into megabatches of up to 50 steps, sorted by length in each, and cut into steps, which are
-    shuffled; the step with the longest row comes first, so that too little memory shows at once.
-    The epoch is filled up to whole steps with its own first rows.
-    """
-
-    def __init__(self, lengths: Sequence[int], seed: int, batch: int) -> None:
-        import numpy as np
-
-        self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.seed = seed
-        self.batch = batch
-        self.epoch = 0
-        self._tokens: list[np.ndarray[Any, Any]] = []
-
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch."""
-        return -(-len(self.lengths) // self.batch)
-
-    @property
-    def repeated(self) -> int:
-        """Rows seen once more in an epoch, to fill its last step."""
-        return self.steps * self.batch - len(self.lengths)
-
-    def __len__(self) -> int:
-        return self.steps * self.batch
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.rows(self.epoch).tolist())
-
-    def rows(self, epoch: int) -> np.ndarray[Any, Any]:
-        """The rows of that epoch, in order; `batch` of them are a step."""
-        import numpy as np
-
-        random = np.random.default_rng([self.seed, epoch])
-        shuffled = np.resize(random.permutation(len(self.lengths)), len(self))
-        mega = max(1, min(50, self.steps // 4)) * self.batch
-        parts = [shuffled[i : i + mega] for i in range(0, len(self), mega)]
-        ordered = [part[np.argsort(-self.lengths[part], kind="stable")] for part in parts]
-        steps = np.concatenate(ordered).reshape(self.steps, self.batch)
-        steps = steps[random.permutation(self.steps)]
-        longest = int(self.lengths[steps].max(axis=1).argmax())
-        steps[[0, longest]] = steps[[longest, 0]]
-        return steps.reshape(-1)
-
-    def tokens(self, step: int) -> int:
-        """Tokens of the first `step` steps. Counted here: TRL's count restarts after a resume."""
-        epochs, rest = divmod(step, self.steps)
-        for epoch in range(len(self._tokens), epochs + (rest > 0)):
-            lengths = self.lengths[self.rows(epoch)].reshape(self.steps, self.batch)
-            self._tokens.append(lengths.sum(axis=1).cumsum())
-        whole = sum(int(ends[-1]) for ends in self._tokens[:epochs])
-        return whole + (int(self._tokens[epochs][rest - 1]) if rest else 0)
 
 
 class Ordered(Trainer):  # type: ignore[misc]
@@ -378,89 +311,36 @@ class Ordered(Trainer):  # type: ignore[misc]
             self.out.metrics(**numbers)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._check_room()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir)
-            seal(folder / f"checkpoint-{self.state.global_step}", self.args.world_size)
+            checkpoints.seal(folder / f"checkpoint-{self.state.global_step}", self.args.world_size)
             best = Path(self.state.best_model_checkpoint or "none")
-            for old in checkpoints(folder)[KEEP:]:
+            for old in checkpoints.found(folder)[checkpoints.KEEP :]:
                 if old != best:
                     shutil.rmtree(old)
         self._saved_at = time.monotonic()
         self._saved_step = self.state.global_step
+
+    def _check_room(self) -> None:
+        """See that a checkpoint fits on the disk: three times the weights that are trained."""
+        trained = (weight for weight in self.model.parameters() if weight.requires_grad)
+        needed = 3 * sum(weight.numel() * weight.element_size() for weight in trained)
+        free = shutil.disk_usage(self.args.output_dir).free
+        if free < needed:
+            raise StageFailed(
+                f"The disk is full: a checkpoint takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} "
+                f"are free at {self.args.output_dir}. Free some space and run again: training goes "
+                "on from the last checkpoint."
+            )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None here: TRL's names local paths; `align push` writes the card."""
 
     def _send_telemetry(self) -> None:
         """None."""
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a training, newest first, complete or not."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[11:]), reverse=True)
-
-
-def seal(checkpoint: Path, world: int) -> None:
-    """Mark a checkpoint as complete: every file on disk, its size and sha256 in `complete.json`."""
-    files = {}
-    for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and path.name != COMPLETE:
-            files[str(path.relative_to(checkpoint))] = _digest(path)
-    temporary = checkpoint / f"{COMPLETE}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"world": world, "files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, checkpoint / COMPLETE)
-    for folder in (checkpoint, checkpoint.parent):
-        descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None where every file is as it was written.
-
-    transformers itself goes on silently, to other weights, where the optimizer's or the random
-    state is missing or a bit has flipped.
-    """
-    if not (checkpoint / COMPLETE).is_file():
-        return "it was not written to its end"
-    try:
-        files = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, TypeError):
-        return f"{COMPLETE} is damaged"
-    for name, digest in files.items():
-        if not (checkpoint / name).is_file():
-            return f"{name} is missing"
-        if _digest(checkpoint / name) != digest:
-            return f"{name} is damaged"
-    return None
-
-
-def last_checkpoint(folder: Path, out: Out) -> Path | None:
-    """The newest checkpoint that is whole. Newer ones are set aside by name, which is said."""
-    for path in checkpoints(folder):
-        problem = damage(path)
-        if problem is None:
-            best = read_json(path / "trainer_state.json")["best_model_checkpoint"]
-            if best is None or (problem := damage(Path(best))) is None:
-                return path
-            problem = f"the best one so far, {Path(best).name}, is lost: {problem}"
-        aside = path.with_name(path.name + ".damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
-        out.say(f"{path.name} is not used: {problem}. It is now {aside.name}.")
-    return None
 
 
 def fit(trainer: Ordered, stage: Trained, out: Out) -> dict[str, float]:
@@ -484,9 +364,9 @@ def fit(trainer: Ordered, stage: Trained, out: Out) -> dict[str, float]:
     main = trainer.is_world_process_zero()
     folder = Path(trainer.args.output_dir)
     if main:
-        last_checkpoint(folder, out)
+        checkpoints.last(folder, out)
     trainer.accelerator.wait_for_everyone()
-    checkpoint = next(iter(checkpoints(folder)), None)
+    checkpoint = next(iter(checkpoints.found(folder)), None)
     done = int(checkpoint.name[11:]) if checkpoint else 0
     if main:
         _forget(out.path / "metrics.jsonl", done)

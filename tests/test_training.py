@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from align import training
+from align import checkpoints, training
 from align.artifacts import Model
 from align.data import Source
 from align.errors import StageFailed
+from align.order import Order
 from align.out import Out
 from align.stages.sft import Sft
 
@@ -77,19 +78,19 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sft, Path, int], Non
 
 
 def test_an_epoch_has_every_row_and_fills_its_last_step_with_its_own_first_rows() -> None:
-    order = training.Order(list(range(1, 23)), seed=3, batch=8)
+    order = Order(list(range(1, 23)), seed=3, batch=8)
     rows = order.rows(0).tolist()
     assert len(rows) == len(order) == 24 and order.repeated == 2
     assert set(rows) == set(range(22))
     assert rows != order.rows(1).tolist()
-    assert rows == training.Order(list(range(1, 23)), seed=3, batch=8).rows(0).tolist()
+    assert rows == Order(list(range(1, 23)), seed=3, batch=8).rows(0).tolist()
 
 
 def test_rows_of_a_step_are_of_like_length_and_the_longest_step_is_first() -> None:
     import numpy as np
 
     lengths = np.random.default_rng(0).integers(1, 1000, 4000)
-    order = training.Order(lengths.tolist(), seed=0, batch=8)
+    order = Order(lengths.tolist(), seed=0, batch=8)
     steps = lengths[order.rows(0)].reshape(-1, 8)
     padded = steps.max(axis=1).sum() * 8 / steps.sum()
     shuffled = lengths.reshape(-1, 8).max(axis=1).sum() * 8 / lengths.sum()
@@ -99,7 +100,7 @@ def test_rows_of_a_step_are_of_like_length_and_the_longest_step_is_first() -> No
 
 def test_tokens_are_counted_over_epochs() -> None:
     lengths = [3, 1, 4, 1, 5, 9]
-    order = training.Order(lengths, seed=0, batch=4)
+    order = Order(lengths, seed=0, batch=4)
     assert order.tokens(0) == 0
     whole = [sum(lengths[row] for row in order.rows(epoch)) for epoch in range(3)]
     assert order.tokens(4) == whole[0] + whole[1]
@@ -108,7 +109,7 @@ def test_tokens_are_counted_over_epochs() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_fewer_rows_than_a_step_are_repeated(n: int) -> None:
-    rows = training.Order([1] * n, seed=0, batch=8).rows(0).tolist()
+    rows = Order([1] * n, seed=0, batch=8).rows(0).tolist()
     assert len(rows) == 8 and set(rows) == set(range(n))
 
 
@@ -169,7 +170,7 @@ def test_two_processes_learn_what_one_does(stage: Sft, tmp_path: Path) -> None:
     weights = [safetensors.torch.load_file(path / "model/model.safetensors") for path in (one, two)]
     for name, weight in weights[0].items():
         assert (weight - weights[1][name]).abs().max() < 1e-4, name
-    kept = training.checkpoints(two / "checkpoints")
+    kept = checkpoints.found(two / "checkpoints")
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in kept[0].iterdir()}
 
 
@@ -234,12 +235,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in FILES:
             (checkpoint / name).write_bytes(os.urandom(100))
         (checkpoint / "trainer_state.json").write_text('{"best_model_checkpoint": null}')
-        training.seal(checkpoint, 1)
+        checkpoints.seal(checkpoint, 1)
     return folder
 
 
 @pytest.mark.parametrize("harm", [delete, truncate, flip])
-@pytest.mark.parametrize("name", [*FILES, training.COMPLETE])
+@pytest.mark.parametrize("name", [*FILES, checkpoints.COMPLETE])
 def test_a_damaged_checkpoint_is_set_aside_by_name_and_the_one_before_used(
     saved: Path,
     tmp_path: Path,
@@ -250,12 +251,12 @@ def test_a_damaged_checkpoint_is_set_aside_by_name_and_the_one_before_used(
     folder = tmp_path / "checkpoints"
     shutil.copytree(saved, folder)
     harm(folder / "checkpoint-4" / name)
-    found = training.last_checkpoint(folder, new(tmp_path / "out"))
+    found = checkpoints.last(folder, new(tmp_path / "out"))
     assert found == folder / "checkpoint-2"
     assert (folder / "checkpoint-4.damaged").is_dir()
     said = capsys.readouterr().err
     assert "checkpoint-4 is not used: " in said and "checkpoint-4.damaged" in said
-    assert training.last_checkpoint(folder, new(tmp_path / "out")) == found
+    assert checkpoints.last(folder, new(tmp_path / "out")) == found
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth"])
@@ -276,17 +277,17 @@ def test_a_checkpoint_whose_best_one_is_lost_is_not_used(saved: Path, tmp_path: 
     shutil.copytree(saved, folder)
     state = {"best_model_checkpoint": str(folder / "checkpoint-2")}
     (folder / "checkpoint-4" / "trainer_state.json").write_text(json.dumps(state))
-    training.seal(folder / "checkpoint-4", 1)
-    assert training.last_checkpoint(folder, new(tmp_path / "out")) == folder / "checkpoint-4"
+    checkpoints.seal(folder / "checkpoint-4", 1)
+    assert checkpoints.last(folder, new(tmp_path / "out")) == folder / "checkpoint-4"
     flip(folder / "checkpoint-2" / "model.safetensors")
-    assert training.last_checkpoint(folder, new(tmp_path / "out")) is None
+    assert checkpoints.last(folder, new(tmp_path / "out")) is None
 
 
 def test_the_last_two_checkpoints_are_kept(stage: Sft, tmp_path: Path) -> None:
     stage.run(new(tmp_path / "a"))
-    kept = training.checkpoints(tmp_path / "a" / "checkpoints")
+    kept = checkpoints.found(tmp_path / "a" / "checkpoints")
     assert [path.name for path in kept] == ["checkpoint-6", "checkpoint-4"]
-    assert all(training.damage(path) is None for path in kept)
+    assert all(checkpoints.damage(path) is None for path in kept)
 
 
 def test_checkpoints_come_by_time_where_the_recipe_says_nothing(
@@ -294,12 +295,21 @@ def test_checkpoints_come_by_time_where_the_recipe_says_nothing(
 ) -> None:
     stage = changed(stage, trainer={"max_steps": 3})
     stage.run(new(tmp_path / "a"))
-    assert training.checkpoints(tmp_path / "a" / "checkpoints") == []
+    assert checkpoints.found(tmp_path / "a" / "checkpoints") == []
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
     stage.run(new(tmp_path / "b"))
-    kept = training.checkpoints(tmp_path / "b" / "checkpoints")
+    kept = checkpoints.found(tmp_path / "b" / "checkpoints")
     assert [path.name for path in kept] == ["checkpoint-2", "checkpoint-1"]
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+def test_a_full_disk_is_a_sentence(
+    stage: Sft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(StageFailed, match="The disk is full: a checkpoint takes .* run again"):
+        stage.run(new(tmp_path / "a"))
 
 
 # -- stopping ------------------------------------------------------------------------------------
@@ -334,7 +344,7 @@ def test_told_to_stop_it_saves_a_checkpoint_and_goes_on_from_there(
     told_at(2, number)
     with pytest.raises(KeyboardInterrupt):
         stage.run(new(tmp_path / "a"))
-    kept = training.checkpoints(tmp_path / "a" / "checkpoints")
+    kept = checkpoints.found(tmp_path / "a" / "checkpoints")
     assert [path.name for path in kept] == ["checkpoint-3"]
     monkeypatch.undo()
     stage.run(new(tmp_path / "a"))
@@ -356,7 +366,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(
     monkeypatch.setattr(SFTTrainer, "compute_loss", broken)
     with pytest.raises(StageFailed, match=r"The loss is nan at step 4\. Lower trainer\.learning_"):
         stage.run(new(tmp_path / "a"))
-    assert training.checkpoints(tmp_path / "a" / "checkpoints")
+    assert checkpoints.found(tmp_path / "a" / "checkpoints")
 
 
 def test_weights_that_are_not_finite_are_not_saved(
@@ -407,6 +417,20 @@ def test_with_eval_data_the_best_checkpoint_becomes_the_model(stage: Sft, tmp_pa
             total += float(network(input_ids=ids, labels=labels).loss) * n
             count += n
     assert total / count == pytest.approx(best, rel=1e-3)
+
+
+def test_a_killed_stage_stops_as_early_as_an_uninterrupted_one(
+    stage: Sft, tmp_path: Path, killed_at: Callable[[Sft, Path, int], None]
+) -> None:
+    trainer = {**TRAINER, "max_steps": 12, "learning_rate": 0.2, "eval_steps": 1, "save_steps": 1}
+    stage = changed(stage, eval_data=stage.data, patience=2, trainer=trainer)
+    stage.run(new(tmp_path / "whole"))
+    last = metrics(tmp_path / "whole")[-1]["step"]
+    assert last < 12, "it must stop early, or the test shows nothing"
+    killed_at(stage, tmp_path / "killed", last - 1)
+    stage.run(new(tmp_path / "killed"))
+    assert metrics(tmp_path / "killed")[-1]["step"] == last
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
 def test_every_key_a_recipe_may_not_set_is_one_that_a_trl_config_has() -> None:

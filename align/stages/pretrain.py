@@ -76,10 +76,12 @@ class Pretrain(Stage):
             SFTConfig, self, out, network, dataset_kwargs={"skip_prepare_dataset": True}
         )
         limit = training.limit(args.max_length, network)
-        rows, held_out = (
-            training.dataset(self._chunks(sources, tokenizer, limit, out), 1) if sources else None
-            for sources in (self.data, self.eval_data)
-        )
+        rows = training.dataset(self._chunks(self.data, tokenizer, limit, out), 1)
+        held_out = None
+        if self.eval_data:
+            held_out = training.dataset(
+                self._chunks(self.eval_data, tokenizer, limit, out, "eval."), 1
+            )
         trainer = Trainer(
             model=network,
             args=args,
@@ -105,7 +107,12 @@ class Pretrain(Stage):
         return AutoModelForCausalLM.from_config(config)
 
     def _chunks(
-        self, sources: Iterable[Text | Source], tokenizer: Any, length: int, out: Out
+        self,
+        sources: Iterable[Text | Source],
+        tokenizer: Any,
+        length: int,
+        out: Out,
+        prefix: str = "",
     ) -> Iterator[dict[str, list[int]]]:
         """Documents one after the other, in chunks of `length` tokens."""
         begin = [i for i in tokenizer("").input_ids[:1] if i == tokenizer.bos_token_id]
@@ -114,10 +121,10 @@ class Pretrain(Stage):
         while block := [row["text"] for row in islice(rows, 256)]:
             for ids in tokenizer(block, add_special_tokens=False, verbose=False).input_ids:
                 written += [*begin, *ids, tokenizer.eos_token_id]
-                out.count("rows")
+                out.count(f"{prefix}rows")
             whole = len(written) // length * length
             for start in range(0, whole, length):
                 yield {"input_ids": written[start : start + length]}
-            out.count("tokens", whole)
+            out.count(f"{prefix}tokens", whole)
             written = written[whole:]
-        out.count("dropped.tokens_left_over", len(written))
+        out.count(f"{prefix}dropped.tokens_left_over", len(written))

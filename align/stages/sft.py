@@ -71,10 +71,12 @@ class Sft(Stage):
         limit = training.limit(args.max_length, network)
         if not packed and "flash" in (network.config._attn_implementation or ""):
             args.padding_free, args.max_length = True, None
-        rows, held_out = (
-            training.dataset(self._rows(sources, tokenizer, limit, out), least) if sources else None
-            for sources, least in ((self.data, 2), (self.eval_data, 1))
-        )
+        rows = training.dataset(self._rows(self.data, tokenizer, limit, out))
+        held_out = None
+        if self.eval_data:
+            held_out = training.dataset(
+                self._rows(self.eval_data, tokenizer, limit, out, "eval."), 1
+            )
         trainer = Trainer(
             model=network,
             args=args,
@@ -95,7 +97,12 @@ class Sft(Stage):
         return Model(out.path)
 
     def _rows(
-        self, sources: Iterable[Conversations | Source], tokenizer: Any, limit: int, out: Out
+        self,
+        sources: Iterable[Conversations | Source],
+        tokenizer: Any,
+        limit: int,
+        out: Out,
+        prefix: str = "",
     ) -> Iterator[dict[str, list[int]]]:
         """Token ids and labels (-100: not learnt) of every conversation that fits."""
         rows, dialogs, tools = tee(data.mix(list(sources), Conversations, self.seed, out), 3)
@@ -105,10 +112,10 @@ class Sft(Stage):
         for row, tokens in zip(rows, encoded, strict=True):
             if len(tokens.ids) > limit:
                 example = {"id": row["id"], "tokens": len(tokens.ids), "limit": limit}
-                out.count("dropped.too_long", example=example)
+                out.count(f"{prefix}dropped.too_long", example=example)
                 continue
             learnt = tokens.labels if self.train_on == "assistant" else tokens.ids
-            out.count("rows")
-            out.count("tokens", len(tokens.ids))
-            out.count("tokens.learnt", sum(label != -100 for label in learnt))
+            out.count(f"{prefix}rows")
+            out.count(f"{prefix}tokens", len(tokens.ids))
+            out.count(f"{prefix}tokens.learnt", sum(label != -100 for label in learnt))
             yield {"input_ids": tokens.ids, "labels": learnt}
