@@ -56,7 +56,9 @@ def comparisons(row: Row) -> Iterator[tuple[Dialog, Dialog]]:
         yield row["chosen"], row["rejected"]
 
 
-def pairs(rows: Iterable[Row], tokenizer: Any, limit: int, out: Out) -> Iterator[Row]:
+def pairs(
+    rows: Iterable[Row], tokenizer: Any, limit: int, out: Out, prefix: str = ""
+) -> Iterator[Row]:
     """Tokenised pairs of Preferences rows; what cannot be used whole is dropped and counted.
 
     A pair has `prompt_ids`, `chosen_ids`, `rejected_ids` (what follows the prompt, to the end of
@@ -68,6 +70,7 @@ def pairs(rows: Iterable[Row], tokenizer: Any, limit: int, out: Out) -> Iterator
         tokenizer: with a chat template.
         limit: the most tokens of a prompt with either answer.
         out: counts `pairs` and `dropped...`, with examples.
+        prefix: of these counts: "eval." for held-out rows.
 
     Raises:
         StageFailed: no pair is left, or a margin is not a finite number.
@@ -92,7 +95,7 @@ def pairs(rows: Iterable[Row], tokenizer: Any, limit: int, out: Out) -> Iterator
             }
             if reason := next((name for name, true in unusable.items() if true), None):
                 example = {"id": row["id"], "tokens": length, "limit": limit}
-                out.count(f"dropped.{reason}", example=example)
+                out.count(f"{prefix}dropped.{reason}", example=example)
                 continue
             kept += 1
             yield {
@@ -104,7 +107,7 @@ def pairs(rows: Iterable[Row], tokenizer: Any, limit: int, out: Out) -> Iterator
                 "margin": margin,
                 "prompt": int.from_bytes(digest[:6], "big"),
             }
-    out.count("pairs", kept)
+    out.count(f"{prefix}pairs", kept)
     if not kept:
         raise StageFailed(
             f"None of {seen} pairs can be used: longer than {limit} tokens, or with equal answers. "

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import Field
-
 from align import data, models, training
 from align.artifacts import Model, Preferences
 from align.data import Source
 from align.errors import StageFailed
+from align.launch import Launch, problems
 from align.out import Out
 from align.settings import Library, Stage
 
@@ -58,10 +57,11 @@ class Dpo(Stage):
     trainer: Annotated[
         dict[str, Any], Library("trl.trainer.dpo_config:DPOConfig", owned=OWNED)
     ] = {}
-    launch: dict[str, Any] | str | None = Field(None, exclude=True)
+    launch: Launch = None
 
     def check(self) -> Iterator[tuple[str, str]]:
         """What TRL would ignore or refuse, and `lora:` on a model with another adapter."""
+        yield from problems(self.launch)
         yield from models.check_lora(self.model, self.lora)
         asked = self.trainer.get("loss_type", "sigmoid")
         losses = [asked] if isinstance(asked, str) else list(asked)
@@ -90,9 +90,9 @@ class Dpo(Stage):
         args = training.arguments(DPOConfig, self, out, network, remove_unused_columns=False)
         limit = training.limit(args.max_length, network)
 
-        def rows(sources: list[Preferences | Source]) -> Any:
+        def rows(sources: list[Preferences | Source], prefix: str = "") -> Any:
             mixed = data.mix(sources, Preferences, self.seed, out)
-            made = training.dataset(pairs(mixed, tokenizer, limit, out), least=1)
+            made = training.dataset(pairs(mixed, tokenizer, limit, out, prefix), least=1)
             about = (self.mask_format, args.ld_alpha, args.bf16, args.fp16)
             return cached(made, out.cache, *about) if args.precompute_ref_log_probs else made
 
@@ -103,7 +103,7 @@ class Dpo(Stage):
             args=args,
             data_collator=PairCollator(tokenizer.pad_token_id, mask_format=self.mask_format),
             train_dataset=rows(self.data),
-            eval_dataset=rows(self.eval_data) if self.eval_data else None,
+            eval_dataset=rows(self.eval_data, "eval.") if self.eval_data else None,
             processing_class=tokenizer,
         )
         metrics = training.fit(trainer, self, out)

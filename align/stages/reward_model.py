@@ -12,6 +12,7 @@ from align import data, models, training
 from align.artifacts import Model, Preferences, RewardModel
 from align.data import Source
 from align.errors import GateStopped
+from align.launch import Launch, problems
 from align.out import Out
 from align.settings import Library, Settings, Stage
 
@@ -53,10 +54,11 @@ class TrainRewardModel(Stage):
     trainer: Annotated[
         dict[str, Any], Library("trl.trainer.reward_config:RewardConfig", owned=training.OWNED)
     ] = {}
-    launch: dict[str, Any] | str | None = Field(None, exclude=True)
+    launch: Launch = None
 
     def check(self) -> Iterator[tuple[str, str]]:
         """`lora:` on a model with another adapter; a gate with nothing to measure it on."""
+        yield from problems(self.launch)
         yield from models.check_lora(self.model, self.lora)
         if self.gate and not self.holdout and not self.eval_data:
             yield (
@@ -100,15 +102,17 @@ class TrainRewardModel(Stage):
         args = training.arguments(RewardConfig, self, out, network, remove_unused_columns=False)
         limit, args.max_length = training.limit(args.max_length, network), None
 
-        def rows(sources: list[Preferences | Source]) -> Any:
+        def rows(sources: list[Preferences | Source], prefix: str = "") -> Any:
             mixed = data.mix(sources, Preferences, self.seed, out)
-            return training.dataset(map(dialogs, pairs(mixed, tokenizer, limit, out)), least=1)
+            return training.dataset(
+                map(dialogs, pairs(mixed, tokenizer, limit, out, prefix)), least=1
+            )
 
         made = rows(self.data)
         if self.eval_data:
-            held_out = rows(self.eval_data)
+            held_out = rows(self.eval_data, "eval.")
             if shared := len(set(held_out["prompt"]) & set(made["prompt"])):
-                out.count("eval_data.prompts_also_in_data", shared)
+                out.count("eval.prompts_also_in_data", shared)
                 out.say(f"{shared} prompts of eval_data are in data too: the accuracy flatters.")
         else:
             made, held_out = hold_out(made, self.holdout, self.seed)

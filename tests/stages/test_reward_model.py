@@ -217,7 +217,8 @@ def test_held_out_prompts_that_were_trained_on_are_said(
     held_out = Source(path=str(write_rows("held_out.jsonl", other)))
     made = make(polite(8), eval_data=[held_out], gate=None, trainer={**QUICK, "max_steps": 4})
     assert made.metrics["held_out"] == 12 and "eval_loss" in made.metrics
-    assert made.counts["eval_data.prompts_also_in_data"]["n"] == 8
+    assert made.counts["pairs"]["n"] == 8 and made.counts["eval.pairs"]["n"] == 12
+    assert made.counts["eval.prompts_also_in_data"]["n"] == 8
     assert "8 prompts of eval_data are in data too" in capsys.readouterr().err
 
 
