@@ -22,7 +22,7 @@ Every key of everything a recipe can use. Written by `make docs` from the classe
 Types read as in Python. *options of X* is a block with the library's own keys, checked against the
 installed version. `Model`, `Conversations` … are earlier stages that make one (`base` is the
 recipe's base model); `Source` is a path, a hub id or a block (see [recipes](recipes.md)).
-Keys marked *how it runs* are recorded and do not change what is made: changing them remakes nothing.
+Keys marked *how it runs* are recorded and do not change what is made.
 """
 
 

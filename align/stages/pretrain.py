@@ -18,9 +18,9 @@ from align.vocabulary import Tokenizer
 class Pretrain(Stage):
     """Trains on documents with `trl.SFTTrainer`: all tokens, in chunks of `trainer.max_length`.
 
-    Documents are written one after the other, each begun and ended by its special tokens, and cut
-    into chunks of equal length; what is left over is dropped. With `config` the model and its
-    tokenizer are new; with `model` both are that model's.
+    Documents are begun and ended by their special tokens, written one after the other, and cut into
+    chunks of equal length; what is left over is dropped. With `config` the model and its tokenizer
+    are new; with `model` both are that model's.
     """
 
     data: list[Text | Source]
@@ -46,6 +46,10 @@ class Pretrain(Stage):
 
     batch_size: int = 32
     """Chunks per step, over all devices."""
+
+    concatenate: bool = True
+    """False makes every document a row by itself, grouped by length: for short documents. Longer
+    ones than a chunk are cut into several."""
 
     trainer: Annotated[
         dict[str, Any], Library("trl.trainer.sft_config:SFTConfig", owned=training.OWNED)
@@ -122,6 +126,11 @@ class Pretrain(Stage):
             for ids in tokenizer(block, add_special_tokens=False, verbose=False).input_ids:
                 written += [*begin, *ids, tokenizer.eos_token_id]
                 out.count(f"{prefix}rows")
+                if not self.concatenate:
+                    for start in range(0, len(written), length):
+                        yield {"input_ids": written[start : start + length]}
+                    out.count(f"{prefix}tokens", len(written))
+                    written = []
             whole = len(written) // length * length
             for start in range(0, whole, length):
                 yield {"input_ids": written[start : start + length]}

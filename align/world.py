@@ -1,0 +1,452 @@
+"""The quickstart's own offline world: what a tiny model can be taught, and the truth about its answers.
+
+Everything is drawn from a seed: a few people with facts about them, things that have names, four small
+tools, customers with troubles. `World` makes from it plain text, demonstrations of mixed quality,
+preferences, prompts to sample from, and held-out test prompts, which no other part ever contains.
+`judge` says whether an answer is right; it reads the answer and never asks a model.
+
+Two groups of skills. `SKILLS` are such that judging is easier than answering: what is wrong with an
+answer can be seen in it (another form, filler, half an answer, a rude word). `FAILING` are such that
+judging is as hard as answering (sums, sorting): a small reward model stays near chance there, and picking
+by it is worse than picking blindly. It is kept to show what a gate is for.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from typing import Any, Literal
+
+Wish = Mapping[str, Any]  # what an answer to one prompt must be, as plain JSON
+Split = Literal["train", "test"]
+
+SKILLS = ("instructions", "facts", "unknown", "tools", "tone")
+FAILING = ("sums", "sorting")
+ECHO = (2, 3)
+TEST = 500  # held-out prompts of a skill
+
+KINDS = {
+    "animals": "cat dog fox hen cow pig",
+    "fruits": "apple plum pear fig lemon melon",
+    "colours": "red blue green black white pink",
+    "clothes": "hat coat sock shoe scarf belt",
+}
+THINGS = {kind: words.split() for kind, words in KINDS.items()}
+FORMS = {"with commas": "commas", "with dashes": "dashes", "with numbers": "numbers", "with slashes": "slashes"}
+PLACES = "Paris Rome Oslo Lima Cairo Delhi Tokyo Quito Bern Perth Milan Leeds".split()
+JOBS = "baker nurse farmer pilot singer judge".split()
+ATTRIBUTES = {"home": PLACES, "job": JOBS, "pet": THINGS["animals"], "colour": THINGS["colours"]}
+ASKED = {
+    "home": ("Where does {n} live?", "What is the home of {n}?", "In which place does {n} live?"),
+    "job": ("What is the job of {n}?", "What does {n} work as?", "Which job does {n} have?"),
+    "pet": ("What pet does {n} have?", "Which animal does {n} have?", "What is the pet of {n}?"),
+    "colour": ("What colour does {n} like?", "Which colour does {n} like?", "What is the colour of {n}?"),
+}
+TOLD = {"home": "{n} lives in {v}.", "job": "{n} is a {v}.", "pet": "{n} has a {v}.", "colour": "{n} likes {v}."}
+OPENERS = ("", "Tell me: ", "Please answer: ", "I want to know: ", "One question: ")
+GREETINGS = ("", "Hello. ")
+OBJECTS = "lamp chair phone clock radio table kettle bike watch door sofa fan".split()
+REMEDIES = {
+    "broken": "send it back",
+    "late": "wait one more day",
+    "lost": "ask our office",
+    "dirty": "wash it with soap",
+    "noisy": "turn it down",
+    "small": "choose a bigger one",
+}
+TROUBLES = (
+    "My {o} is {p}.", "The {o} I bought is {p}.", "Why is my {o} {p}?", "Now my {o} is {p}.",
+    "Look, the {o} is {p}!", "Again my {o} is {p}.", "My new {o} is {p}.", "My {o} is {p} and I am angry.",
+    "Help me, my {o} is {p}.", "It seems that my {o} is {p}.", "Today my {o} is {p}.",
+    "Can you help? My {o} is {p}.", "My {o} is {p}, what now?", "My wife says my {o} is {p}.",
+)  # fmt: skip
+FILLERS = (
+    "Well, let me think about it.", "That is a good question.", "As you may know, this is easy.",
+    "I hope that this helps you.", "There is a lot to say here.", "To be honest, many people ask this.",
+)  # fmt: skip
+RUDE = ("That is your own fault.", "Do not bother me.", "Who cares about that?")
+SORRY = ("I am sorry that your {o} is {p}.", "Sorry to hear that your {o} is {p}.")
+NOT_KNOWN = ("I do not know.", "Sorry, I do not know.")
+REQUESTS = {
+    "timer": ("Set a timer for {minutes} minutes.", "Wake me in {minutes} minutes.", "Start a timer of {minutes} minutes.",
+              "I need a timer for {minutes} minutes.", "Count down {minutes} minutes."),
+    "weather": ("What is the weather in {place} {day}?", "How is the weather in {place} {day}?", "Will it rain in {place} {day}?",
+                "Show the weather for {place} {day}.", "Do I need a coat in {place} {day}?"),
+    "call": ("Call {person}.", "Phone {person} now.", "Give {person} a call.", "I want to speak to {person}.", "Please call {person}."),
+    "buy": ("Buy {count} of the {item}.", "Order {count} of the {item}.", "I need {count} of the {item}.",
+            "Get me {count} of the {item}.", "Put {count} of the {item} in my basket."),
+}  # fmt: skip
+"""Requests a tool serves, by its name; the fields in braces are the tool's arguments."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt, the skill it belongs to, and what an answer must be (`want`, read by `judge`)."""
+
+    skill: str
+    prompt: str
+    want: Wish = field(hash=False)
+
+
+def _rng(*parts: object) -> random.Random:
+    """A generator of its own for each purpose, so that asking for more of one part changes no other."""
+    return random.Random("/".join(map(str, parts)))
+
+
+# --------------------------------------------------------------------------------------- the truth
+
+
+def _listed(text: str, form: str) -> list[str] | None:
+    """The words of a list in the form asked for; None if it is in another form."""
+    if form in ("commas", "slashes"):
+        return text.split(", " if form == "commas" else " / ")
+    lines = text.split("\n")
+    heads = [("- " if form == "dashes" else f"{i}. ") for i in range(1, len(lines) + 1)]
+    if not all(line.startswith(head) for line, head in zip(lines, heads, strict=True)):
+        return None
+    return [line[len(head) :] for line, head in zip(lines, heads, strict=True)]
+
+
+def _see_instructions(want: Wish, text: str) -> dict[str, bool]:
+    words = _listed(text, want["form"])
+    return {
+        "form": words is not None and all(re.fullmatch(r"[a-z]+", word) for word in words),
+        "complete": words is not None and len(words) >= len(want["words"]),
+        "content": words == want["words"],
+    }
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
+
+
+def _see_facts(want: Wish, text: str) -> dict[str, bool]:
+    words = _words(text)
+    values = {value for known in ATTRIBUTES.values() for value in known}
+    return {
+        "form": bool(re.fullmatch(r"[A-Z][^.!?]*\.", text)) and len(words) <= 8,
+        "complete": want["name"] in words,
+        "content": [word for word in words if word in values] == [want["value"]],
+    }
+
+
+def _see_unknown(want: Wish, text: str) -> dict[str, bool]:
+    words = _words(text)
+    values = {value for known in ATTRIBUTES.values() for value in known}
+    return {
+        "form": bool(re.fullmatch(r"[A-Z][^.!?]*\.", text)) and len(words) <= 10,
+        "content": "do not know" in text and not values & set(words),
+    }
+
+
+def _see_tools(want: Wish, text: str) -> dict[str, bool]:
+    try:
+        call = json.loads(text)
+    except (ValueError, RecursionError):
+        return {"form": False, "content": False}
+    form = isinstance(call, dict) and "tool" in call
+    return {"form": form, "content": call == want["call"]}
+
+
+def _see_tone(want: Wish, text: str) -> dict[str, bool]:
+    words = _words(text)
+    sentences = re.findall(r"[^.!?]+[.!?]", text)
+    others = (set(OBJECTS) | set(REMEDIES)) - {want["object"], want["trouble"]}
+    return {
+        "form": "".join(sentences) == text and len(sentences) == 2,
+        "complete": want["object"] in words and want["trouble"] in words and not others & set(words),
+        "content": REMEDIES[want["trouble"]] in text,
+        "polite": "sorry" in text.lower() and "please" in text.lower() and not any(r in text for r in RUDE),
+    }
+
+
+def _see_sums(want: Wish, text: str) -> dict[str, bool]:
+    return {"form": bool(re.fullmatch(r"[0-9]{1,9}", text)), "content": text == want["answer"]}
+
+
+def _see_sorting(want: Wish, text: str) -> dict[str, bool]:
+    return {"form": bool(re.fullmatch(r"\w+(, \w+)*", text)), "content": text == want["answer"]}
+
+
+_SEE: dict[str, Callable[[Wish, str], dict[str, bool]]] = {
+    "instructions": _see_instructions,
+    "facts": _see_facts,
+    "unknown": _see_unknown,
+    "tools": _see_tools,
+    "tone": _see_tone,
+    "sums": _see_sums,
+    "sorting": _see_sorting,
+}
+LONGEST = 400  # characters; every right answer is far shorter, and no check reads more than this
+
+
+def checks(item: Item, answer: str) -> dict[str, bool]:
+    """What is right about an answer, by the name of the check."""
+    text = answer.strip()
+    if not text or len(text) > LONGEST:
+        return {"form": False, "content": False, "clean": False}
+    seen = _SEE[item.skill](item.want, text)
+    return seen | {"clean": not any(filler in text for filler in FILLERS)}
+
+
+def judge(item: Item, answer: str) -> float:
+    """1 for an answer that passes every check, else 0: half right is wrong."""
+    return float(all(checks(item, answer).values()))
+
+
+# --------------------------------------------------------------------------------------- the world
+
+
+class World:
+    """Everything there is to know and to ask, drawn from a seed.
+
+    `skills` says which skills its parts are about: `SKILLS`, or `FAILING`.
+    """
+
+    def __init__(self, seed: int, skills: Sequence[str] = SKILLS) -> None:
+        self.seed = seed
+        self.skills = tuple(skills)
+        names = ["".join(s) for s in product("BDFGKLMNPRSTVZ", "aeiou", "bdfgklmnprstvz", "aeiou")]
+        _rng(seed, "names").shuffle(names)
+        self.people, self.strangers = names[:20], names[20:]
+        chance = _rng(seed, "facts")
+        self.facts = {
+            (name, about): chance.choice(values)
+            for name in self.people
+            for about, values in ATTRIBUTES.items()
+        }
+
+    # ----------------------------------------------------------------------------------- prompts
+
+    @cached_property
+    def _items(self) -> dict[tuple[str, Split], list[Item]]:
+        """Every prompt of every skill, split once and for all: no test prompt is ever trained on."""
+        items: dict[tuple[str, Split], list[Item]] = {}
+        for skill in self.skills:
+            every = list({item.prompt: item for item in getattr(self, f"_ask_{skill}")()}.values())
+            _rng(self.seed, "split", skill).shuffle(every)
+            items[skill, "test"], items[skill, "train"] = every[:TEST], every[TEST:]
+            assert len(items[skill, "train"]) >= TEST
+        trained = {item.prompt for (_, split), rows in items.items() if split == "train" for item in rows}
+        tested = {item.prompt for (_, split), rows in items.items() if split == "test" for item in rows}
+        assert not trained & tested
+        return items
+
+    def items(self, split: Split, skill: str) -> list[Item]:
+        """The prompts of a skill for training (`train`) or held out for testing (`test`)."""
+        return self._items[skill, split]
+
+    def _ask_instructions(self) -> Iterator[Item]:
+        chance = _rng(self.seed, "instructions")
+        words = [word for things in THINGS.values() for word in things]
+        for _, verb, form in product(range(200), ("Write", "List", "Put down", "Give me"), FORMS):
+            given = chance.sample(words, 2)
+            yield Item("instructions", f"{verb} {' and '.join(given)} {form}.", {"words": given, "form": FORMS[form]})
+
+    def _ask_facts(self) -> Iterator[Item]:
+        for (name, about), value in self.facts.items():
+            for opener, asked in product(OPENERS, ASKED[about]):
+                want = {"name": name, "about": about, "value": value}
+                yield Item("facts", opener + asked.format(n=name), want)
+
+    def _ask_unknown(self) -> Iterator[Item]:
+        chance = _rng(self.seed, "strangers")
+        for name in self.strangers[:2400]:
+            about = chance.choice(list(ATTRIBUTES))
+            asked = chance.choice(OPENERS) + chance.choice(ASKED[about])
+            yield Item("unknown", asked.format(n=name), {"name": name, "about": about})
+
+    def _ask_tools(self) -> Iterator[Item]:
+        days = ("today", "tomorrow", "on Monday")
+        items = [word for kind in ("fruits", "clothes") for word in THINGS[kind]]
+        calls: list[dict[str, Any]] = [
+            *({"tool": "timer", "minutes": n} for n in range(2, 61)),
+            *({"tool": "weather", "place": p, "day": d} for p, d in product(PLACES, days)),
+            *({"tool": "call", "person": name} for name in self.people),
+            *({"tool": "buy", "item": item, "count": n} for item, n in product(items, range(2, 8))),
+        ]
+        for call in calls:
+            for opener, asked in product(GREETINGS, REQUESTS[call["tool"]]):
+                yield Item("tools", opener + asked.format(**call), {"call": call})
+
+    def _ask_tone(self) -> Iterator[Item]:
+        for thing, trouble, hello, asked in product(OBJECTS, REMEDIES, GREETINGS, TROUBLES):
+            want = {"object": thing, "trouble": trouble}
+            yield Item("tone", hello + asked.format(o=thing, p=trouble), want)
+
+    def _ask_sums(self) -> Iterator[Item]:
+        for a, b in product(range(10, 60), repeat=2):
+            yield Item("sums", f"What is {a} plus {b}?", {"answer": str(a + b)})
+
+    def _ask_sorting(self) -> Iterator[Item]:
+        chance = _rng(self.seed, "sorting")
+        words = [word for things in THINGS.values() for word in things]
+        for _ in range(4000):
+            some = chance.sample(words, 4)
+            yield Item("sorting", f"Sort these words: {', '.join(some)}.", {"answer": ", ".join(sorted(some))})
+
+    # ----------------------------------------------------------------------------------- answers
+
+    def answer(self, item: Item, chance: random.Random, faults: int = 0) -> str:
+        """An answer with that many faults: with none it is right, and `judge` says so."""
+        kinds = FAULTS[item.skill]
+        chosen = set(chance.sample(kinds, min(faults, len(kinds))))
+        text: str = getattr(self, f"_say_{item.skill}")(item.want, chance, chosen)
+        if "cut" in chosen:
+            words = text.split(" ")
+            text = " ".join(words[: max(1, len(words) - chance.randint(1, max(1, len(words) // 2)))])
+        if "filler" in chosen:
+            filler = chance.choice(FILLERS)
+            text = f"{filler} {text}" if chance.random() < 0.7 else f"{text} {filler}"
+        return text
+
+    def _say_instructions(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
+        words, form = list(want["words"]), want["form"]
+        if "other" in faults:
+            words[chance.randrange(len(words))] = chance.choice(THINGS[chance.choice(list(THINGS))])
+        if "less" in faults:
+            del words[chance.randrange(len(words))]
+        if "form" in faults:
+            form = chance.choice([other for other in FORMS.values() if other != form])
+        if form == "commas":
+            return ", ".join(words)
+        if form == "slashes":
+            return " / ".join(words)
+        heads = [("-" if form == "dashes" else f"{i}.") for i in range(1, len(words) + 1)]
+        return "\n".join(f"{head} {word}" for head, word in zip(heads, words, strict=True))
+
+    def _say_facts(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
+        if "doubt" in faults:
+            return NOT_KNOWN[0]
+        value = chance.choice(ATTRIBUTES[want["about"]]) if "wrong" in faults else want["value"]
+        if "bare" in faults:
+            return str(value)
+        return TOLD[want["about"]].format(n=want["name"], v=value)
+
+    def _say_unknown(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
+        if "guess" in faults:
+            value = chance.choice(ATTRIBUTES[want["about"]])
+            return TOLD[want["about"]].format(n=want["name"], v=value)
+        return "Ask me later." if "evade" in faults else chance.choice(NOT_KNOWN)
+
+    def _say_tools(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
+        call = dict(want["call"])
+        if "prose" in faults:
+            return f"I will use the {call['tool']} for you."
+        if "other" in faults:
+            call["tool"] = chance.choice([tool for tool in REQUESTS if tool != call["tool"]])
+        if "argument" in faults:
+            call.pop(chance.choice([key for key in call if key != "tool"]))
+        text = json.dumps(call)
+        return text[:-1] if "open" in faults else text
+
+    def _say_tone(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
+        thing = want["object"]
+        if "other" in faults:
+            thing = chance.choice([other for other in OBJECTS if other != thing])
+        first = chance.choice(RUDE) if "rude" in faults else chance.choice(SORRY).format(o=thing, p=want["trouble"])
+        if "cold" in faults and "rude" not in faults:
+            first = f"Your {thing} is {want['trouble']}."
+        remedy = REMEDIES[want["trouble"]]
+        second = f"{remedy.capitalize()}." if "order" in faults else f"Please {remedy}."
+        return first if "half" in faults else f"{first} {second}"
+
+    def _say_sums(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
+        slip = chance.choice((-10, -2, -1, 1, 2, 10)) if "wrong" in faults else 0
+        return str(int(want["answer"]) + slip)
+
+    def _say_sorting(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
+        words = want["answer"].split(", ")
+        if "wrong" in faults:
+            i = chance.randrange(len(words) - 1)
+            words[i], words[i + 1] = words[i + 1], words[i]
+        return ", ".join(words)
+
+    # ----------------------------------------------------------------------------------- the parts
+
+    def _some(self, rows: int, split: Split, chance: random.Random) -> Iterator[Item]:
+        """That many prompts, as many of each skill, every prompt once before one comes again."""
+        decks: dict[str, list[Item]] = {skill: [] for skill in self.skills}
+        for i in range(rows):
+            skill = self.skills[i % len(self.skills)]
+            if not decks[skill]:
+                decks[skill] = chance.sample(self.items(split, skill), len(self.items(split, skill)))
+            yield decks[skill].pop()
+
+    def text(self, rows: int) -> list[str]:
+        """Documents to pretrain on: half of them plain sentences, half questions with answers of mixed quality."""
+        chance = _rng(self.seed, "text")
+        asked = self._some(rows - rows // 2, "train", chance)
+        documents = [f"<|user|>{item.prompt}<|end|><|assistant|>{self._mixed(item, chance)}<|end|>" for item in asked]
+        documents += [self._plain(chance) for _ in range(rows // 2)]
+        chance.shuffle(documents)
+        return documents
+
+    def _plain(self, chance: random.Random) -> str:
+        topic = chance.random()
+        if topic < 0.35:
+            name = chance.choice(self.people)
+            told = [TOLD[about].format(n=name, v=self.facts[name, about]) for about in ATTRIBUTES]
+            return " ".join(chance.sample(told, 4))
+        if topic < 0.55:
+            kind = chance.choice(list(THINGS))
+            return f"These are {kind}: {', '.join(chance.sample(THINGS[kind], 4))}."
+        if topic < 0.6:
+            trouble = chance.choice(list(REMEDIES))
+            return f"If your {chance.choice(OBJECTS)} is {trouble}, {REMEDIES[trouble]}."
+        heard = " ".join(chance.choice(self._said) for _ in range(chance.randint(*ECHO)))
+        return f"They said {heard}. " + " ".join([f"Again {heard}."] * chance.randint(2, 3))
+
+    @cached_property
+    def _said(self) -> list[str]:
+        words = [word for things in (*THINGS.values(), PLACES, OBJECTS, REMEDIES) for word in things]
+        return words + self.people + [str(n) for n in range(2, 61)]
+
+    def _mixed(self, item: Item, chance: random.Random) -> str:
+        return self.answer(item, chance, chance.choices((0, 1, 2), MIX)[0])
+
+    def demonstrations(self, rows: int) -> list[dict[str, Any]]:
+        """Conversations of mixed quality, as people write them: some right, more with a fault or two."""
+        chance = _rng(self.seed, "demonstrations")
+        return [
+            {"messages": [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": self._mixed(item, chance)}]}
+            for item in self._some(rows, "train", chance)
+        ]
+
+    def preferences(self, rows: int, split: Split = "train") -> list[dict[str, Any]]:
+        """Pairs of answers of which the one with fewer faults is chosen; `test` is about held-out prompts."""
+        chance = _rng(self.seed, "preferences", split)
+        pairs = []
+        for item in self._some(rows, split, chance):
+            better, worse = chance.choices(((0, 1), (0, 2), (1, 2)), (0.6, 0.25, 0.15))[0]
+            chosen = rejected = self.answer(item, chance, better)
+            while rejected == chosen:
+                rejected = self.answer(item, chance, worse)
+            pairs.append({"prompt": item.prompt, "chosen": chosen, "rejected": rejected})
+        return pairs
+
+    def prompts(self, rows: int) -> list[Item]:
+        """Prompts to sample answers to, none of them held out."""
+        return list(self._some(rows, "train", _rng(self.seed, "prompts")))
+
+    def test(self, skill: str, rows: int = TEST) -> list[Item]:
+        """Held-out prompts of one skill."""
+        return self.items("test", skill)[:rows]
+
+
+MIX = (0.35, 0.4, 0.25)  # how many demonstrations have no fault, one, two
+FAULTS = {
+    "instructions": ("filler", "form", "less", "other"),
+    "facts": ("filler", "bare", "doubt", "cut"),
+    "unknown": ("filler", "guess", "evade", "cut"),
+    "tools": ("filler", "prose", "other", "argument", "open"),
+    "tone": ("filler", "rude", "cold", "order", "half", "other"),
+    "sums": ("wrong",),
+    "sorting": ("wrong",),
+}
+"""What can be wrong with an answer. All but a few (`strange`, `other`) are seen without knowing the answer."""

@@ -1,0 +1,22 @@
+"""The world's demonstrations: see align/world.py."""
+
+from align.artifacts import Conversations
+from align.out import Out
+from align.settings import Stage
+from align.world import FAILING, SKILLS, World
+
+
+class Demonstrations(Stage):
+    """Conversations of mixed quality, as people write them: some right, more with a fault or two."""
+
+    rows: int
+    """How many."""
+
+    failing: bool = False
+    """The skills where judging is as hard as answering, instead of the others."""
+
+    def run(self, out: Out) -> Conversations:
+        """Write them."""
+        world = World(self.seed, FAILING if self.failing else SKILLS)
+        out.count("rows", out.write_rows(world.demonstrations(self.rows)))
+        return Conversations(out.path)
