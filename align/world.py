@@ -292,11 +292,17 @@ class World:
 
     # ----------------------------------------------------------------------------------- answers
 
-    def answer(self, item: Item, chance: random.Random, faults: int = 0) -> str:
-        """An answer with that many faults: with none it is right, and `judge` says so."""
+    def answer(
+        self, item: Item, chance: random.Random, faults: int = 0, slip: bool = False
+    ) -> str:
+        """An answer with that many faults: with none it is right, and `judge` says so.
+
+        With a slip it says something false in the right form.
+        """
         kinds = FAULTS[item.skill]
         chosen = set(chance.sample(kinds, min(faults, len(kinds))))
-        text: str = getattr(self, f"_say_{item.skill}")(item.want, chance, chosen)
+        said = chosen | {"slip"} if slip else chosen
+        text: str = getattr(self, f"_say_{item.skill}")(item.want, chance, said)
         if "cut" in chosen:
             words = text.split(" ")
             text = " ".join(words[: max(1, len(words) - chance.randint(1, max(1, len(words) // 2)))])
@@ -307,7 +313,7 @@ class World:
 
     def _say_instructions(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
         words, form = list(want["words"]), want["form"]
-        if "other" in faults:
+        if "other" in faults or "slip" in faults:
             words[chance.randrange(len(words))] = chance.choice(THINGS[chance.choice(list(THINGS))])
         if "less" in faults:
             del words[chance.randrange(len(words))]
@@ -323,13 +329,14 @@ class World:
     def _say_facts(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
         if "doubt" in faults:
             return NOT_KNOWN[0]
-        value = chance.choice(ATTRIBUTES[want["about"]]) if "wrong" in faults else want["value"]
+        values = [value for value in ATTRIBUTES[want["about"]] if value != want["value"]]
+        value = chance.choice(values) if "slip" in faults else want["value"]
         if "bare" in faults:
             return str(value)
         return TOLD[want["about"]].format(n=want["name"], v=value)
 
     def _say_unknown(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
-        if "guess" in faults:
+        if "guess" in faults or "slip" in faults:
             value = chance.choice(ATTRIBUTES[want["about"]])
             return TOLD[want["about"]].format(n=want["name"], v=value)
         return "Ask me later." if "evade" in faults else chance.choice(NOT_KNOWN)
@@ -342,12 +349,15 @@ class World:
             call["tool"] = chance.choice([tool for tool in REQUESTS if tool != call["tool"]])
         if "argument" in faults:
             call.pop(chance.choice([key for key in call if key != "tool"]))
+        if "slip" in faults:
+            other = chance.choice([i for i in self.items("train", "tools") if i.want["call"].keys() == call.keys()])
+            call.update(other.want["call"])
         text = json.dumps(call)
         return text[:-1] if "open" in faults else text
 
     def _say_tone(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
         thing = want["object"]
-        if "other" in faults:
+        if "other" in faults or "slip" in faults:
             thing = chance.choice([other for other in OBJECTS if other != thing])
         first = chance.choice(RUDE) if "rude" in faults else chance.choice(SORRY).format(o=thing, p=want["trouble"])
         if "cold" in faults and "rude" not in faults:
@@ -424,15 +434,17 @@ class World:
         pairs = []
         for item in self._some(rows, split, chance):
             better, worse = chance.choices(((0, 1), (0, 2), (1, 2)), (0.6, 0.25, 0.15))[0]
+            slip = chance.random() < SLIPS
             chosen = rejected = self.answer(item, chance, better)
             while rejected == chosen:
-                rejected = self.answer(item, chance, worse)
+                rejected = self.answer(item, chance, 0 if slip else worse, slip)
             pairs.append({"prompt": item.prompt, "chosen": chosen, "rejected": rejected})
         return pairs
 
-    def prompts(self, rows: int) -> list[Item]:
-        """Prompts to sample answers to, none of them held out."""
-        return list(self._some(rows, "train", _rng(self.seed, "prompts")))
+    def prompts(self, rows: int, batch: int = 0) -> list[Item]:
+        """Prompts to sample answers to, none of them held out; batch after batch others."""
+        every = self._some(rows * (batch + 1), "train", _rng(self.seed, "prompts"))
+        return list(every)[rows * batch :]
 
     def test(self, skill: str, rows: int = TEST) -> list[Item]:
         """Held-out prompts of one skill."""
@@ -440,6 +452,7 @@ class World:
 
 
 MIX = (0.35, 0.4, 0.25)  # how many demonstrations have no fault, one, two
+SLIPS = 0.1  # of the pairs: the rejected answer has the right form and says something false
 FAULTS = {
     "instructions": ("filler", "form", "less", "other"),
     "facts": ("filler", "bare", "doubt", "cut"),

@@ -16,6 +16,9 @@ class Asked(Stage):
     """How many; of held-out prompts per skill."""
 
     held_out: bool = False
+    batch: int = 0
+    """Another batch holds other prompts, or the same in another order once all are used."""
+
     failing: bool = False
     """The skills where judging is as hard as answering, instead of the others."""
 
@@ -25,7 +28,7 @@ class Asked(Stage):
         if self.held_out:
             items = [item for skill in world.skills for item in world.test(skill, self.rows)]
         else:
-            items = world.prompts(self.rows)
+            items = world.prompts(self.rows, self.batch)
         rows = (
             {
                 "prompt": [{"role": "user", "content": item.prompt}],
