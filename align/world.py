@@ -37,7 +37,12 @@ KINDS = {
     "clothes": "hat coat sock shoe scarf belt",
 }
 THINGS = {kind: words.split() for kind, words in KINDS.items()}
-FORMS = {"with commas": "commas", "with dashes": "dashes", "with numbers": "numbers", "with slashes": "slashes"}
+FORMS = {
+    "with commas": "commas",
+    "with dashes": "dashes",
+    "with numbers": "numbers",
+    "with slashes": "slashes",
+}
 PLACES = "Paris Rome Oslo Lima Cairo Delhi Tokyo Quito Bern Perth Milan Leeds".split()
 JOBS = "baker nurse farmer pilot singer judge".split()
 ATTRIBUTES = {"home": PLACES, "job": JOBS, "pet": THINGS["animals"], "colour": THINGS["colours"]}
@@ -45,9 +50,18 @@ ASKED = {
     "home": ("Where does {n} live?", "What is the home of {n}?", "In which place does {n} live?"),
     "job": ("What is the job of {n}?", "What does {n} work as?", "Which job does {n} have?"),
     "pet": ("What pet does {n} have?", "Which animal does {n} have?", "What is the pet of {n}?"),
-    "colour": ("What colour does {n} like?", "Which colour does {n} like?", "What is the colour of {n}?"),
+    "colour": (
+        "What colour does {n} like?",
+        "Which colour does {n} like?",
+        "What is the colour of {n}?",
+    ),
 }
-TOLD = {"home": "{n} lives in {v}.", "job": "{n} is a {v}.", "pet": "{n} has a {v}.", "colour": "{n} likes {v}."}
+TOLD = {
+    "home": "{n} lives in {v}.",
+    "job": "{n} is a {v}.",
+    "pet": "{n} has a {v}.",
+    "colour": "{n} likes {v}.",
+}
 OPENERS = ("", "Tell me: ", "Please answer: ", "I want to know: ", "One question: ")
 GREETINGS = ("", "Hello. ")
 OBJECTS = "lamp chair phone clock radio table kettle bike watch door sofa fan".split()
@@ -159,9 +173,13 @@ def _see_tone(want: Wish, text: str) -> dict[str, bool]:
     others = (set(OBJECTS) | set(REMEDIES)) - {want["object"], want["trouble"]}
     return {
         "form": "".join(sentences) == text and len(sentences) == 2,
-        "complete": want["object"] in words and want["trouble"] in words and not others & set(words),
+        "complete": want["object"] in words
+        and want["trouble"] in words
+        and not others & set(words),
         "content": REMEDIES[want["trouble"]] in text,
-        "polite": "sorry" in text.lower() and "please" in text.lower() and not any(r in text for r in RUDE),
+        "polite": "sorry" in text.lower()
+        and "please" in text.lower()
+        and not any(r in text for r in RUDE),
     }
 
 
@@ -232,8 +250,12 @@ class World:
             _rng(self.seed, "split", skill).shuffle(every)
             items[skill, "test"], items[skill, "train"] = every[:TEST], every[TEST:]
             assert len(items[skill, "train"]) >= TEST
-        trained = {item.prompt for (_, split), rows in items.items() if split == "train" for item in rows}
-        tested = {item.prompt for (_, split), rows in items.items() if split == "test" for item in rows}
+        trained = {
+            item.prompt for (_, split), rows in items.items() if split == "train" for item in rows
+        }
+        tested = {
+            item.prompt for (_, split), rows in items.items() if split == "test" for item in rows
+        }
         assert not trained & tested
         return items
 
@@ -246,7 +268,11 @@ class World:
         words = [word for things in THINGS.values() for word in things]
         for _, verb, form in product(range(200), ("Write", "List", "Put down", "Give me"), FORMS):
             given = chance.sample(words, 2)
-            yield Item("instructions", f"{verb} {' and '.join(given)} {form}.", {"words": given, "form": FORMS[form]})
+            yield Item(
+                "instructions",
+                f"{verb} {' and '.join(given)} {form}.",
+                {"words": given, "form": FORMS[form]},
+            )
 
     def _ask_facts(self) -> Iterator[Item]:
         for (name, about), value in self.facts.items():
@@ -261,16 +287,20 @@ class World:
             asked = chance.choice(OPENERS) + chance.choice(ASKED[about])
             yield Item("unknown", asked.format(n=name), {"name": name, "about": about})
 
-    def _ask_tools(self) -> Iterator[Item]:
+    @cached_property
+    def _calls(self) -> list[dict[str, Any]]:
+        """Every call of a tool that somebody can want."""
         days = ("today", "tomorrow", "on Monday")
         items = [word for kind in ("fruits", "clothes") for word in THINGS[kind]]
-        calls: list[dict[str, Any]] = [
+        return [
             *({"tool": "timer", "minutes": n} for n in range(2, 61)),
             *({"tool": "weather", "place": p, "day": d} for p, d in product(PLACES, days)),
             *({"tool": "call", "person": name} for name in self.people),
             *({"tool": "buy", "item": item, "count": n} for item, n in product(items, range(2, 8))),
         ]
-        for call in calls:
+
+    def _ask_tools(self) -> Iterator[Item]:
+        for call in self._calls:
             for opener, asked in product(GREETINGS, REQUESTS[call["tool"]]):
                 yield Item("tools", opener + asked.format(**call), {"call": call})
 
@@ -288,24 +318,33 @@ class World:
         words = [word for things in THINGS.values() for word in things]
         for _ in range(4000):
             some = chance.sample(words, 4)
-            yield Item("sorting", f"Sort these words: {', '.join(some)}.", {"answer": ", ".join(sorted(some))})
+            yield Item(
+                "sorting",
+                f"Sort these words: {', '.join(some)}.",
+                {"answer": ", ".join(sorted(some))},
+            )
 
     # ----------------------------------------------------------------------------------- answers
 
-    def answer(
-        self, item: Item, chance: random.Random, faults: int = 0, slip: bool = False
-    ) -> str:
-        """An answer with that many faults: with none it is right, and `judge` says so.
-
-        With a slip it says something false in the right form.
-        """
+    def answer(self, item: Item, chance: random.Random, faults: int = 0, slip: bool = False) -> str:
+        """An answer with that many faults: with none it is right, and `judge` says so."""
         kinds = FAULTS[item.skill]
         chosen = set(chance.sample(kinds, min(faults, len(kinds))))
-        said = chosen | {"slip"} if slip else chosen
-        text: str = getattr(self, f"_say_{item.skill}")(item.want, chance, said)
+        garbled = False
+        if slip and chosen:
+            garbled = chance.random() < GARBLED
+            chosen = {*sorted(chosen)[1:], *(() if garbled else ("other",))}
+        text: str = getattr(self, f"_say_{item.skill}")(item.want, chance, chosen)
+        if garbled:
+            words = text.split(" ")
+            at = chance.randrange(len(words))
+            words[at : at + chance.randint(0, 2)] = chance.sample(self._said, chance.randint(0, 2))
+            text = " ".join(words)
         if "cut" in chosen:
             words = text.split(" ")
-            text = " ".join(words[: max(1, len(words) - chance.randint(1, max(1, len(words) // 2)))])
+            text = " ".join(
+                words[: max(1, len(words) - chance.randint(1, max(1, len(words) // 2)))]
+            )
         if "filler" in chosen:
             filler = chance.choice(FILLERS)
             text = f"{filler} {text}" if chance.random() < 0.7 else f"{text} {filler}"
@@ -313,8 +352,8 @@ class World:
 
     def _say_instructions(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
         words, form = list(want["words"]), want["form"]
-        if "other" in faults or "slip" in faults:
-            words[chance.randrange(len(words))] = chance.choice(THINGS[chance.choice(list(THINGS))])
+        if "other" in faults:
+            words[chance.randrange(len(words))] = chance.choice(self._said)
         if "less" in faults:
             del words[chance.randrange(len(words))]
         if "form" in faults:
@@ -329,39 +368,50 @@ class World:
     def _say_facts(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
         if "doubt" in faults:
             return NOT_KNOWN[0]
-        values = [value for value in ATTRIBUTES[want["about"]] if value != want["value"]]
-        value = chance.choice(values) if "slip" in faults else want["value"]
+        name, value = want["name"], want["value"]
+        if "other" in faults:
+            if chance.random() < 0.5:
+                value = chance.choice([v for v in ATTRIBUTES[want["about"]] if v != value])
+            else:
+                name = chance.choice([other for other in self.people if other != name])
+                value = chance.choice((value, self.facts[name, want["about"]]))
         if "bare" in faults:
             return str(value)
-        return TOLD[want["about"]].format(n=want["name"], v=value)
+        return TOLD[want["about"]].format(n=name, v=value)
 
     def _say_unknown(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
-        if "guess" in faults or "slip" in faults:
+        if "guess" in faults:
             value = chance.choice(ATTRIBUTES[want["about"]])
             return TOLD[want["about"]].format(n=want["name"], v=value)
         return "Ask me later." if "evade" in faults else chance.choice(NOT_KNOWN)
 
     def _say_tools(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
-        call = dict(want["call"])
+        call = want["call"]
         if "prose" in faults:
             return f"I will use the {call['tool']} for you."
         if "other" in faults:
-            call["tool"] = chance.choice([tool for tool in REQUESTS if tool != call["tool"]])
+            key = chance.choice([key for key in call if key != "tool"])
+            values = [other[key] for other in self._calls if other.get(key, call[key]) != call[key]]
+            call = {**call, key: chance.choice(values)}
         if "argument" in faults:
-            call.pop(chance.choice([key for key in call if key != "tool"]))
-        if "slip" in faults:
-            other = chance.choice([i for i in self.items("train", "tools") if i.want["call"].keys() == call.keys()])
-            call.update(other.want["call"])
+            gone = chance.choice([key for key in call if key != "tool"])
+            call = {key: value for key, value in call.items() if key != gone}
         text = json.dumps(call)
         return text[:-1] if "open" in faults else text
 
     def _say_tone(self, want: Wish, chance: random.Random, faults: set[str]) -> str:
-        thing = want["object"]
-        if "other" in faults or "slip" in faults:
+        thing, trouble = want["object"], want["trouble"]
+        if "other" in faults and chance.random() < 0.8:
             thing = chance.choice([other for other in OBJECTS if other != thing])
-        first = chance.choice(RUDE) if "rude" in faults else chance.choice(SORRY).format(o=thing, p=want["trouble"])
+        elif "other" in faults:
+            trouble = chance.choice([other for other in REMEDIES if other != trouble])
+        first = (
+            chance.choice(RUDE)
+            if "rude" in faults
+            else chance.choice(SORRY).format(o=thing, p=trouble)
+        )
         if "cold" in faults and "rude" not in faults:
-            first = f"Your {thing} is {want['trouble']}."
+            first = f"Your {thing} is {trouble}."
         remedy = REMEDIES[want["trouble"]]
         second = f"{remedy.capitalize()}." if "order" in faults else f"Please {remedy}."
         return first if "half" in faults else f"{first} {second}"
@@ -385,14 +435,19 @@ class World:
         for i in range(rows):
             skill = self.skills[i % len(self.skills)]
             if not decks[skill]:
-                decks[skill] = chance.sample(self.items(split, skill), len(self.items(split, skill)))
+                decks[skill] = chance.sample(
+                    self.items(split, skill), len(self.items(split, skill))
+                )
             yield decks[skill].pop()
 
     def text(self, rows: int) -> list[str]:
         """Documents to pretrain on: half of them plain sentences, half questions with answers of mixed quality."""
         chance = _rng(self.seed, "text")
         asked = self._some(rows - rows // 2, "train", chance)
-        documents = [f"<|user|>{item.prompt}<|end|><|assistant|>{self._mixed(item, chance)}<|end|>" for item in asked]
+        documents = [
+            f"<|user|>{item.prompt}<|end|><|assistant|>{self._mixed(item, chance)}<|end|>"
+            for item in asked
+        ]
         documents += [self._plain(chance) for _ in range(rows // 2)]
         chance.shuffle(documents)
         return documents
@@ -414,7 +469,9 @@ class World:
 
     @cached_property
     def _said(self) -> list[str]:
-        words = [word for things in (*THINGS.values(), PLACES, OBJECTS, REMEDIES) for word in things]
+        words = [
+            word for things in (*THINGS.values(), PLACES, OBJECTS, REMEDIES) for word in things
+        ]
         return words + self.people + [str(n) for n in range(2, 61)]
 
     def _mixed(self, item: Item, chance: random.Random) -> str:
@@ -424,7 +481,12 @@ class World:
         """Conversations of mixed quality, as people write them: some right, more with a fault or two."""
         chance = _rng(self.seed, "demonstrations")
         return [
-            {"messages": [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": self._mixed(item, chance)}]}
+            {
+                "messages": [
+                    {"role": "user", "content": item.prompt},
+                    {"role": "assistant", "content": self._mixed(item, chance)},
+                ]
+            }
             for item in self._some(rows, "train", chance)
         ]
 
@@ -434,32 +496,31 @@ class World:
         pairs = []
         for item in self._some(rows, split, chance):
             better, worse = chance.choices(((0, 1), (0, 2), (1, 2)), (0.6, 0.25, 0.15))[0]
-            slip = chance.random() < SLIPS
             chosen = rejected = self.answer(item, chance, better)
-            while rejected == chosen:
-                rejected = self.answer(item, chance, 0 if slip else worse, slip)
+            while rejected == chosen or (better == 0 and judge(item, rejected)):
+                rejected = self.answer(item, chance, worse, slip=chance.random() < SLIP)
             pairs.append({"prompt": item.prompt, "chosen": chosen, "rejected": rejected})
         return pairs
 
-    def prompts(self, rows: int, batch: int = 0) -> list[Item]:
-        """Prompts to sample answers to, none of them held out; batch after batch others."""
-        every = self._some(rows * (batch + 1), "train", _rng(self.seed, "prompts"))
-        return list(every)[rows * batch :]
+    def prompts(self, rows: int) -> list[Item]:
+        """Prompts to sample answers to, none of them held out."""
+        return list(self._some(rows, "train", _rng(self.seed, "prompts")))
 
     def test(self, skill: str, rows: int = TEST) -> list[Item]:
         """Held-out prompts of one skill."""
         return self.items("test", skill)[:rows]
 
 
+GARBLED = 0.4
+SLIP = 0.5  # how many rejected answers have a slip
 MIX = (0.35, 0.4, 0.25)  # how many demonstrations have no fault, one, two
-SLIPS = 0.1  # of the pairs: the rejected answer has the right form and says something false
 FAULTS = {
-    "instructions": ("filler", "form", "less", "other"),
+    "instructions": ("filler", "form", "less"),
     "facts": ("filler", "bare", "doubt", "cut"),
     "unknown": ("filler", "guess", "evade", "cut"),
-    "tools": ("filler", "prose", "other", "argument", "open"),
-    "tone": ("filler", "rude", "cold", "order", "half", "other"),
+    "tools": ("filler", "prose", "argument", "open"),
+    "tone": ("filler", "rude", "cold", "order", "half"),
     "sums": ("wrong",),
     "sorting": ("wrong",),
 }
-"""What can be wrong with an answer. All but a few (`strange`, `other`) are seen without knowing the answer."""
+"""What people do wrong."""

@@ -22,7 +22,7 @@ class Held(Task):
 
     def items(self) -> Iterator[dict[str, Any]]:
         """The prompts, in the order of the data."""
-        return read(self.data, Prompts, None)
+        yield from read(self.data, Prompts, None)
 
     def grade(self, items: list[dict[str, Any]], answers: list[str]) -> list[dict[str, float]]:
         """Right or not."""

@@ -16,9 +16,6 @@ class Asked(Stage):
     """How many; of held-out prompts per skill."""
 
     held_out: bool = False
-    batch: int = 0
-    """Another batch holds other prompts, or the same in another order once all are used."""
-
     failing: bool = False
     """The skills where judging is as hard as answering, instead of the others."""
 
@@ -28,7 +25,7 @@ class Asked(Stage):
         if self.held_out:
             items = [item for skill in world.skills for item in world.test(skill, self.rows)]
         else:
-            items = world.prompts(self.rows, self.batch)
+            items = world.prompts(self.rows)
         rows = (
             {
                 "prompt": [{"role": "user", "content": item.prompt}],
