@@ -12,10 +12,13 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from align import forms
 from align.artifacts import Rows
@@ -44,7 +47,7 @@ class Source(Settings):
     columns: dict[str, str] = {}
     """Our column: a template over the source's columns, `prompt: "{instruction}\\n{input}"`."""
 
-    weight: float = 1.0
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     """How often each row is seen: 2 repeats every row, 0.5 draws half of them by seed."""
 
 
@@ -78,6 +81,7 @@ def read(source: Rows | Source, kind: type[Rows], out: Out | None) -> Iterator[R
     for number, row in enumerate(chain([first], rows), 1):
         try:
             content = normal(row)
+            identity = _identity(row, content, seen)
         except forms.Unusable as why:
             if out is not None:
                 out.count(f"dropped.{why}", example={"source": name, "row": number, **_short(row)})
@@ -88,7 +92,7 @@ def read(source: Rows | Source, kind: type[Rows], out: Out | None) -> Iterator[R
                 f"{name}, row {number}: {fact}. The first row is {form}; every row must be."
             ) from None
         used += 1
-        yield {"id": _identity(row, content, seen), **content}
+        yield {"id": identity, **content}
     if not used:
         reasons = "" if out is None else ", ".join(k for k in out.counts if k.startswith("dropped"))
         raise StageFailed(
@@ -146,16 +150,21 @@ def _name(source: Source) -> str:
 
 # -- files and hub -------------------------------------------------------------------------------
 
+_OURS = ("json", "csv", "parquet")
+"""Loaders of `datasets` that are not needed for local files: these are read without a cache."""
+
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
 def _raw(source: Source) -> Iterator[Row]:
     if source.stage is not None:
         return source.stage.rows()
-    names = source.data_files or source.path
-    names = [names] if isinstance(names, str) else names
+    named: Any = source.path
+    if source.data_files:  # with a folder or a hub id as `path` they are names in there
+        named = source.data_files if source.path in _OURS and not source.data_dir else None
+    names = [named] if isinstance(named, str) else named
     files = [Path(name).expanduser() for name in names] if isinstance(names, list) else []
-    if not files or not all(file.is_file() for file in files) or source.path == "text":
+    if not files or not all(file.is_file() for file in files):
         return _load_dataset(source)
     split, _, part = source.split.partition("[")
     if split != "train":
@@ -170,15 +179,32 @@ def _file(path: Path) -> Iterator[Row]:
     if suffix not in _SUFFIXES:
         known = ", ".join(_SUFFIXES)
         raise StageFailed(f"{path}: files are read that end in {known} (.gz too).")
+    try:
+        yield from _rows(path, suffix)
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:  # bytes, gzip, Arrow
+        raise StageFailed(
+            f"{path} cannot be read: {error}. Files are UTF-8 text or parquet; write it anew."
+        ) from None
+
+
+def _rows(path: Path, suffix: str) -> Iterator[Row]:
     if suffix == ".parquet":
         import pyarrow.parquet  # type: ignore[import-untyped]
 
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
         return
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
         if suffix in (".csv", ".tsv"):
-            yield from csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",")
+            csv.field_size_limit(2**31 - 1)  # 128 KiB unless told, less than a long document
+            rows = csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",")
+            for row in rows:
+                if None in row:
+                    raise StageFailed(
+                        f"{path}, line {rows.line_num} has more cells than the first line has "
+                        "columns. Put quotes around texts with commas."
+                    )
+                yield row
         elif suffix == ".json":
             yield from _json(path, lines.read())
         else:
@@ -273,10 +299,11 @@ def _columns(rows: Iterator[Row], templates: Mapping[str, str], name: str) -> It
     """Rows with the columns that `columns:` makes; "{x}" alone is the column x as it is."""
     for number, row in enumerate(rows, 1):
         made = {}
+        texts = {key: "" if value is None else value for key, value in row.items()}
         for column, template in templates.items():
             alone = re.fullmatch(r"\{(\w[^{}]*)\}", template)
             try:
-                made[column] = row[alone[1]] if alone else template.format(**row)
+                made[column] = row[alone[1]] if alone else template.format(**texts)
             except (KeyError, IndexError, ValueError, AttributeError) as error:
                 raise StageFailed(
                     f'{name}, row {number}: columns.{column} is "{template}", and {error} is no '

@@ -321,3 +321,46 @@ def test_real_data_is_read(file: str, kind: type[Rows], rows: int, out: Out) -> 
     made = read(DATA / file, kind, out)
     assert len(made) == rows
     assert len({row["id"] for row in made}) == len(made)
+
+
+def test_names_of_files_in_a_folder_are_not_looked_up_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("d").mkdir()
+    Path("d/a.jsonl").write_text('{"text": "in the folder"}\n')
+    Path("a.jsonl").write_text('{"text": "beside it"}\n')
+    for source in (
+        Source(path="./d", data_files="a.jsonl"),
+        Source(path="json", data_dir="d", data_files="a.jsonl"),
+    ):
+        assert [row["text"] for row in data.read(source, Text, None)] == ["in the folder"]
+
+
+def test_an_empty_cell_is_no_word_of_a_template(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('\ufeff{"a": "one", "b": null}\n', encoding="utf-8")  # with a mark, as Excel
+    (row,) = data.read(Source(path=str(file), columns={"text": "{a} {b}!"}), Text, None)
+    assert row["text"] == "one !"
+
+
+def test_a_long_text_fits_in_a_csv_cell(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\n" + "a" * 200_000 + "\n")
+    (row,) = data.read(Source(path=str(tmp_path / "a.csv")), Text, None)
+    assert len(row["text"]) == 200_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fact"),
+    [
+        ("a.csv", b"text\na,b\n", "line 2 has more cells than"),
+        ("a.jsonl", b'{"text": "\xe9"}\n', "cannot be read: 'utf-8' codec"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "row 1: 'utf-8' codec"),
+        ("a.jsonl.gz", b"no gzip", "cannot be read: Not a gzipped file"),
+        ("a.parquet", b"no parquet", "cannot be read: Parquet"),
+    ],
+)
+def test_a_damaged_file_is_a_sentence(tmp_path: Path, name: str, content: bytes, fact: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StageFailed, match=fact):
+        list(data.read(Source(path=str(tmp_path / name)), Text, None))
