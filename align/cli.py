@@ -11,6 +11,7 @@ import gc
 import inspect
 import json
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -22,6 +23,8 @@ from align import shelf, store
 from align.errors import Problem, RecipeError, StageFailed
 from align.options import nearest
 from align.recipe import Plan, read
+
+STORE = Path("runs")
 
 
 def plan(arguments: list[str]) -> int:
@@ -229,7 +232,9 @@ def _show(plan: Plan, asked: str) -> None:
         print("\nnot checked:")
         print("\n".join(f"  {line}" for line in plan.not_checked))
     left = len(plan.stages) - done
-    command = " ".join(["align run", asked, *(f"--set {setting}" for setting in plan.overrides)])
+    again = [word for setting in plan.overrides for word in ("--set", setting)]
+    again += ["--store", str(plan.store)] if plan.store != STORE else []
+    command = shlex.join(["align", "run", asked, *again])
     print(
         f"\n{done} of {len(plan.stages)} stages are done." + (f" Next: {command}" if left else "")
     )
@@ -299,8 +304,8 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
         "--store",
         metavar="DIR",
         type=Path,
-        default=Path("runs"),
-        help="where artifacts lie (default: runs)",
+        default=STORE,
+        help=f"where artifacts lie (default: {STORE})",
     )
 
 

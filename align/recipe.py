@@ -8,12 +8,11 @@ from its record, in the process that runs it. Nothing here imports torch, transf
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,9 @@ from align.settings import Stage
 from align.yaml import Node, show
 
 KEYS = ("base", "seed", "defaults", "launch", "stages")
+
+ATTEMPTS = "attempts.json"
+"""In `runs/<recipe>/`: how often each stage was asked for again."""
 
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 
@@ -55,6 +57,8 @@ class Plan:
     not_checked: list[str]
     overrides: list[str]
     seed: int
+    attempts: dict[str, int] = field(default_factory=dict)
+    """How often each stage was asked for again, where one was now; a run remembers it."""
 
 
 def read(
@@ -67,7 +71,7 @@ def read(
     """Read and check a recipe.
 
     `overrides` are `a.b.c=VALUE`. Stages named in `again` are made once more, and what follows from
-    them: how often is remembered in the store. With `strict`, what cannot be checked (unset
+    them (`Plan.attempts`). With `strict`, what cannot be checked (unset
     variables, hub items that are not cached and cannot be asked for) is a problem.
 
     Raises:
@@ -87,11 +91,10 @@ def read(
         raise RecipeError(_in_order(problems))
     assert len(stages) == len(reading.reader.later), "a stage was left out without a word"
     reading.contents.save()
-    if again:
-        reading.remember()
     found = reading.reader.not_checked.items()
     not_checked = [f"{fact}: {', '.join(where)}" for fact, where in found if where]
-    return Plan(name, path, store, stages, not_checked, list(overrides), reading.seed)
+    attempts = reading.attempts if again else {}
+    return Plan(name, path, store, stages, not_checked, list(overrides), reading.seed, attempts)
 
 
 def restore(record: dict[str, Any], store: Path) -> Stage:
@@ -190,17 +193,9 @@ class _Reading:
         self.again = again
         self.contents = records.Contents(reader.store)
         self.seed = 42
-        self.attempts_file = reader.store / name / "attempts.json"
         self.attempts: dict[str, int] = {}
-        if self.attempts_file.is_file():
-            self.attempts = artifacts.read_json(self.attempts_file)
-
-    def remember(self) -> None:
-        """Write how often each stage was asked for again."""
-        self.attempts_file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.attempts_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.attempts) + "\n", encoding="utf-8")
-        os.replace(temporary, self.attempts_file)
+        if (file := reader.store / name / ATTEMPTS).is_file():
+            self.attempts = artifacts.read_json(file)
 
     def stages(self, overrides: list[str]) -> dict[str, Planned]:
         """The whole recipe; `overrides` are only noted, they are in the tree."""

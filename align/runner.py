@@ -16,6 +16,7 @@ from align.artifacts import Model, read_json
 from align.errors import GateStopped, Problem, RecipeError, StageFailed
 from align.processes import Forked, Fresh, Server, Stuck
 from align.progress import Screen
+from align.recipe import ATTEMPTS
 
 if TYPE_CHECKING:
     from align.recipe import Plan, Planned
@@ -40,6 +41,7 @@ def run(plan: Plan, targets: Sequence[str] = ()) -> int:
     screen = Screen()
     try:
         with store.lock(plan.store, f"recipe.{plan.name}", f"{plan.name} is being run"):
+            remember(plan)
             code, status = _run(plan, wanted, screen)
             _report(plan, status, screen)
     except StageFailed as failure:  # locked by another run
@@ -51,6 +53,14 @@ def run(plan: Plan, targets: Sequence[str] = ()) -> int:
         screen.say(store.full(plan.store))
         return 1
     return code
+
+
+def remember(plan: Plan) -> None:
+    """Keep how often stages were asked for again, once it is sure that the plan runs."""
+    if plan.attempts:
+        folder = plan.store / plan.name
+        folder.mkdir(parents=True, exist_ok=True)
+        store.write_json(folder / ATTEMPTS, plan.attempts)
 
 
 def _report(plan: Plan, status: str, screen: Screen) -> None:
@@ -112,7 +122,7 @@ def _run(plan: Plan, wanted: list[Planned], screen: Screen) -> tuple[int, str]:
         screen.say(str(failure))
         return 1, "failed"
     except Interrupted:
-        screen.say("Stopped. What was made is kept; the same command goes on from here.")
+        screen.say(f"Stopped. What was made is kept; {_on(plan)}")
         return 130, "interrupted"
     finally:
         line.close()
@@ -179,7 +189,7 @@ class _Line:
         if code == 130 or (self.signals.count and code != 0):
             raise Interrupted
         if not path.is_dir():
-            raise StageFailed(_failure(stage.name, work, code))
+            raise StageFailed(_failure(stage.name, work, code, _on(self.plan)))
         store.link(here, path)
         self.screen.say(f"{stage.name}: made in {time.monotonic() - begun:.1f} s")
 
@@ -228,10 +238,10 @@ class Signals:
             signal.signal(number, handler)
 
 
-def _failure(name: str, work: Path, code: int) -> str:
+def _failure(name: str, work: Path, code: int, on: str) -> str:
     """What to tell about a stage that left no artifact."""
     if (work / "error.json").is_file():
-        return f"{name}: {read_json(work / 'error.json')['error']}{_where(work)}"
+        return f"{name}: {read_json(work / 'error.json')['error']}{_where(work, on)}"
     if store.free(work) < 1 << 16:
         return f"{name}: {store.full(work)}"
     how = f"ended with exit code {code}"
@@ -240,15 +250,21 @@ def _failure(name: str, work: Path, code: int) -> str:
         how += " (out of memory?)" if code == -signal.SIGKILL else ""
     log = (work / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     last = "\n".join(f"  | {line}" for line in log[-TAIL:])
-    return f"{last}\n{name}: {how}.{_where(work)}"
+    return f"{last}\n{name}: {how}.{_where(work, on)}"
 
 
-def _where(work: Path) -> str:
+def _where(work: Path, on: str) -> str:
     return (
         f"\n  log: {work / 'log.txt'}"
         f"\n  this stage alone: {' '.join(processes.command(work))}"
-        "\n  What was made is kept; the same command goes on from here."
+        f"\n  What was made is kept; {on}"
     )
+
+
+def _on(plan: Plan) -> str:
+    """How to go on: `--again` once more would begin what it remade once more."""
+    without = " without --again" if plan.attempts else ""
+    return f"the same command{without} goes on from here."
 
 
 def _link(plan: Plan) -> None:
