@@ -46,6 +46,16 @@ def seal(checkpoint: Path, world: int) -> None:
         os.close(descriptor)
 
 
+def prune(folder: Path) -> None:
+    """Remove all but the newest checkpoints and the best one of each: what `last` may use."""
+    kept = found(folder)[:KEEP]
+    states = [read_json(path / "trainer_state.json") for path in kept]
+    best = {Path(state["best_model_checkpoint"] or "none") for state in states}
+    for old in found(folder)[KEEP:]:
+        if old not in best:
+            shutil.rmtree(old)
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -100,7 +100,6 @@ _EVALUATED: dict[str, Any] = {
     "save_strategy": "best",
     "load_best_model_at_end": True,
     "metric_for_best_model": "eval_loss",
-    "greater_is_better": False,
     "prediction_loss_only": True,
     "restore_callback_states_from_checkpoint": True,
 }
@@ -317,10 +316,7 @@ class Ordered(Trainer):  # type: ignore[misc]
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir)
             checkpoints.seal(folder / f"checkpoint-{self.state.global_step}", self.args.world_size)
-            best = Path(self.state.best_model_checkpoint or "none")
-            for old in checkpoints.found(folder)[checkpoints.KEEP :]:
-                if old != best:
-                    shutil.rmtree(old)
+            checkpoints.prune(folder)
         self._saved_at = time.monotonic()
         self._saved_step = self.state.global_step
 

@@ -283,6 +283,20 @@ def test_a_checkpoint_whose_best_one_is_lost_is_not_used(saved: Path, tmp_path: 
     assert checkpoints.last(folder, new(tmp_path / "out")) is None
 
 
+def test_the_best_one_of_the_checkpoint_before_is_kept_too(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved, folder)
+    for step, best in ((6, 2), (8, 8)):
+        shutil.copytree(saved / "checkpoint-4", folder / f"checkpoint-{step}")
+        state = {"best_model_checkpoint": str(folder / f"checkpoint-{best}")}
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+        checkpoints.seal(folder / f"checkpoint-{step}", 1)
+    checkpoints.prune(folder)
+    assert [path.name[11:] for path in checkpoints.found(folder)] == ["8", "6", "2"]
+    flip(folder / "checkpoint-8" / "optimizer.pt")
+    assert checkpoints.last(folder, new(tmp_path / "out")) == folder / "checkpoint-6"
+
+
 def test_the_last_two_checkpoints_are_kept(stage: Sft, tmp_path: Path) -> None:
     stage.run(new(tmp_path / "a"))
     kept = checkpoints.found(tmp_path / "a" / "checkpoints")
