@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,11 @@ class Cache:
         """Remember; one write per call, so that what a kill leaves is whole lines."""
         self.known.update(entries)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
+        torn = False
+        if self.path.is_file() and self.path.stat().st_size:
+            with self.path.open("rb") as end:
+                end.seek(-1, os.SEEK_END)
+                torn = end.read() != b"\n"
         lines = (json.dumps({"key": key, "said": said}) + "\n" for key, said in entries.items())
         with self.path.open("a", encoding="utf-8") as file:
             file.write("\n" * torn + "".join(lines))

@@ -124,7 +124,7 @@ Turn = tuple[int, int, int]
 
 def _spans(tokenizer: Any, messages: Dialog, tools: Any, first: int = 0) -> tuple[str, list[Turn]]:
     """The whole text, and the assistant's turns in it from message `first` on."""
-    end = _end(tokenizer, tokenizer.chat_template)
+    end = _end(tokenizer, str(tokenizer.chat_template))  # some have several, in a dict
     whole = render(tokenizer, messages, tools=tools)
     turns = []
     for i, message in enumerate(messages):

@@ -151,8 +151,10 @@ def hold_out(rows: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset |
     order = sorted(counts, key=lambda p: hashlib.sha256(f"{seed}\n{p:.0f}".encode()).digest())
     wanted, chosen = min(share * len(prompts), HELD_OUT), set[float]()
     for prompt in order[:-1]:
-        if sum(counts[p] for p in chosen) < wanted:
-            chosen.add(prompt)
+        if wanted <= 0:
+            break
+        chosen.add(prompt)
+        wanted -= counts[prompt]
     inside = [i for i, prompt in enumerate(prompts) if prompt in chosen]
     outside = [i for i, prompt in enumerate(prompts) if prompt not in chosen]
     return rows.select(outside), rows.select(inside)

@@ -12,6 +12,7 @@ for the runner to say what a stage does about it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -189,5 +190,6 @@ class Forked:
         """Send it a signal; false if it has not begun yet."""
         if self._pid is None:
             return False
-        os.kill(self._pid, number)  # the server reaps it only when it tells us
+        with contextlib.suppress(ProcessLookupError):  # it has just ended: `wait` will say how
+            os.kill(self._pid, number)
         return True

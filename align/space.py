@@ -125,7 +125,7 @@ def unneeded(root: Path, plans: Iterable[Plan] = ()) -> dict[Path, int]:
             ahead += store.used([path])
     found = {}
     for path in sorted(root.iterdir()) if root.is_dir() else ():
-        own = root / path.name.partition(".")[0]
+        own = root / path.name.removesuffix(store.PARTIAL)
         if path.is_symlink() or not (path / "stage.json").is_file():
             continue
         if path in needed or (path == store.partial(own) and own in needed and not own.exists()):
@@ -141,7 +141,7 @@ def remove(paths: Iterable[Path]) -> None:
         gone = path.with_name(f"{path.name}.removed")
         path.rename(gone)
         shutil.rmtree(gone)
-        (path.parent / ".locks" / path.name.partition(".")[0]).unlink(missing_ok=True)
+        (path.parent / ".locks" / path.name.removesuffix(store.PARTIAL)).unlink(missing_ok=True)
 
 
 def clean(root: Path, plans: Iterable[Plan] = (), yes: bool = False) -> list[str]:
