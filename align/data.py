@@ -12,13 +12,14 @@ import hashlib
 import json
 import os
 import re
+import string
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from align import forms
 from align.artifacts import Rows
@@ -49,6 +50,16 @@ class Source(Settings):
 
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     """How often each row is seen: 2 repeats every row, 0.5 draws half of them by seed."""
+
+    @field_validator("columns")
+    @classmethod
+    def _templates(cls, columns: dict[str, str]) -> dict[str, str]:
+        for column, template in columns.items():
+            try:
+                list(string.Formatter().parse(template))
+            except ValueError as error:
+                raise ValueError(f'columns.{column} is "{template}": {error}.') from None
+        return columns
 
 
 Row = dict[str, Any]

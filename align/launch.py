@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from align.errors import StageFailed
 
@@ -150,12 +151,27 @@ def flags() -> frozenset[str]:
 
 def problems(launch: dict[str, Any] | str | None) -> Iterator[tuple[str, str]]:
     """What is wrong with a `launch:`, as (key, message); for `Stage.check`."""
-    if isinstance(launch, str) and not Path(launch).expanduser().is_file():
+    if isinstance(launch, str):
         write = f"`accelerate config --config_file {launch}` writes one."
-        yield "launch", f'"{launch}" is no file. {write}'
-    if isinstance(launch, dict):
+        if not Path(launch).expanduser().is_file():
+            yield "launch", f'"{launch}" is no file. {write}'
+            return
+        try:
+            launch = YAML(typ="safe").load(Path(launch).expanduser().read_text(encoding="utf-8"))
+        except (YAMLError, ValueError):
+            launch = None
+        if not isinstance(launch, dict):
+            yield "launch", f"This is no profile of accelerate. {write}"
+            return
+        number = "launch"
+    elif launch is not None:
+        number = "launch.num_processes"
         known = sorted(set(_options()) - {"config_file", "module", "help"})
         for name in sorted(set(launch) - set(known)):
             near = difflib.get_close_matches(name, known, 1)
             hint = f' Did you mean "{near[0]}"?' if near else ""
             yield f"launch.{name}", f'"{name}" is no option of `accelerate launch`.{hint}'
+    if launch and "num_processes" in launch:
+        asked = launch["num_processes"]
+        if type(asked) is not int or asked < 1:
+            yield number, f"num_processes is {asked!r}; it must be a whole number from 1."

@@ -94,6 +94,10 @@ class Reader:
                 bad.add("")
                 continue
             annotation = Annotation.of(known.annotation, known.metadata)
+            if child.value == [] and known.is_required():
+                self.wrong(child, (*path, name), "is an empty list.")
+                bad.add(name)
+                continue
             value = self.value(annotation, child, (*path, name))
             if value is BAD:
                 bad.add(name)

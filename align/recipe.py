@@ -129,7 +129,7 @@ def makes(cls: type[Stage], inputs: Sequence[Artifact] = ()) -> type[Artifact] |
 
 def makes_model(stage: Stage) -> bool:
     """Whether what a stage makes is a model."""
-    made = makes(type(stage), records.inputs(stage))
+    made = makes(type(stage), records.consumed(stage))
     return made is not None and issubclass(made, Model)
 
 
@@ -320,7 +320,7 @@ class _Reading:
         block = Node(values, block.place, block.key)
         stage = reader.block(cls, block, path)
         inputs = () if stage is BAD else records.inputs(stage)
-        made = makes(cls, inputs)
+        made = makes(cls, [] if stage is BAD else records.consumed(stage))
         if stage is BAD:
             return None, made
         if made is None:

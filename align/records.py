@@ -106,11 +106,19 @@ def key(stage: Stage, kind: str, attempt: int, contents: Contents) -> str:
 def inputs(value: Any) -> tuple[Artifact, ...]:
     """The artifacts of the store that a stage consumes, each once, in the order of its fields."""
     found: dict[str, Artifact] = {}
+    for artifact in consumed(value):
+        if artifact.stage is not None:
+            found.setdefault(artifact.key, artifact)
+    return tuple(found.values())
+
+
+def consumed(value: Any) -> list[Artifact]:
+    """The artifacts a stage consumes, those from outside the store too, in order."""
+    found: list[Artifact] = []
 
     def walk(value: Any) -> None:
         if isinstance(value, Artifact):
-            if value.stage is not None:
-                found.setdefault(value.key, value)
+            found.append(value)
         elif isinstance(value, Settings):
             for name in type(value).model_fields:
                 walk(getattr(value, name))
@@ -122,7 +130,7 @@ def inputs(value: Any) -> tuple[Artifact, ...]:
                 walk(item)
 
     walk(value)
-    return tuple(found.values())
+    return found
 
 
 def _settings(block: Settings, contents: Contents) -> dict[str, Any]:

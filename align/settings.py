@@ -53,7 +53,7 @@ class Stage(Settings):
     part of the artifact's key.
     """
 
-    seed: int = 0
+    seed: int = pydantic.Field(0, ge=0, lt=2**32)
     """Every random choice of the stage derives from it. The recipe's `seed:` unless set here."""
 
     def check(self) -> Iterable[tuple[str, str]]:

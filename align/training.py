@@ -30,7 +30,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from align import checkpoints
+from align import checkpoints, launch
 from align.errors import StageFailed
 from align.order import Order
 from align.out import Out
@@ -103,6 +103,20 @@ _EVALUATED: dict[str, Any] = {
     "prediction_loss_only": True,
     "restore_callback_states_from_checkpoint": True,
 }
+
+
+def check(stage: Any) -> Iterator[tuple[str, str]]:
+    """What a training stage yields from `check`: how it is spread, and what it measures."""
+    wrong = list(launch.problems(stage.launch))
+    yield from wrong
+    if not wrong:
+        micro = stage.trainer.get("per_device_train_batch_size")
+        try:
+            _micro_batch(stage.batch_size, launch.processes({"launch": stage.launch}), micro)
+        except StageFailed as failure:
+            yield "batch_size", str(failure)
+    if stage.trainer.get("eval_strategy", "no") != "no" and not stage.eval_data:
+        yield "trainer.eval_strategy", "There is nothing to measure it on: give `eval_data:`."
 
 
 class Trained(Protocol):

@@ -31,7 +31,9 @@ class Average(Stage):
             yield "models", "These are models and reward models; average one kind."
         if self.weights is not None and len(self.weights) != len(self.models):
             yield "weights", f"There are {len(self.weights)} for {len(self.models)} models."
-        if self.weights is not None and (min(self.weights) < 0 or not sum(self.weights)):
+        elif self.weights is not None and not (
+            min(self.weights) >= 0 and 0 < sum(self.weights) < float("inf")
+        ):
             yield "weights", "They must not be negative, and not all zero."
 
     def run(self, out: Out) -> Model | RewardModel:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
+from pydantic import Field
+
 from align import data, models, training
 from align.artifacts import Model, Preferences
 from align.data import Source
 from align.errors import StageFailed
-from align.launch import Launch, problems
+from align.launch import Launch
 from align.out import Out
 from align.settings import Library, Stage
 
@@ -46,12 +48,12 @@ class Dpo(Stage):
     eval_data: list[Preferences | Source] = []
     """Held-out pairs: the checkpoint with the lowest loss on them becomes the model."""
 
-    patience: int = 3
+    patience: int = Field(3, ge=1)
     """Evaluations in a row without a lower loss after which training stops."""
 
     lora: models.Lora = None
     quantization: models.Quantization = "inherit"
-    batch_size: int = 32
+    batch_size: int = Field(32, ge=1)
     """Pairs per step, over all devices."""
 
     trainer: Annotated[
@@ -61,7 +63,7 @@ class Dpo(Stage):
 
     def check(self) -> Iterator[tuple[str, str]]:
         """What TRL would ignore or refuse, and `lora:` on a model with another adapter."""
-        yield from problems(self.launch)
+        yield from training.check(self)
         yield from models.check_lora(self.model, self.lora)
         asked = self.trainer.get("loss_type", "sigmoid")
         losses = [asked] if isinstance(asked, str) else list(asked)

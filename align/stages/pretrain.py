@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Annotated, Any
 
+from pydantic import Field
+
 from align import data, models, training
 from align.artifacts import Model, Text
 from align.data import Source
-from align.launch import Launch, problems
+from align.launch import Launch
 from align.out import Out
 from align.settings import Library, Stage
 from align.vocabulary import Tokenizer
@@ -41,10 +43,10 @@ class Pretrain(Stage):
     eval_data: list[Text | Source] = []
     """Held-out documents: the checkpoint with the lowest loss on them becomes the model."""
 
-    patience: int = 3
+    patience: int = Field(3, ge=1)
     """Evaluations in a row without a lower loss after which training stops."""
 
-    batch_size: int = 32
+    batch_size: int = Field(32, ge=1)
     """Chunks per step, over all devices."""
 
     concatenate: bool = True
@@ -60,7 +62,7 @@ class Pretrain(Stage):
         """Yield (key, message) for what is wrong and can be known before anything runs."""
         if (self.model is None) == (self.config is None):
             yield "config", "Give either `config:`, for a new model, or `model:`, to train it on."
-        yield from problems(self.launch)
+        yield from training.check(self)
 
     def run(self, out: Out) -> Model:
         """Train, and write the model with its tokenizer."""

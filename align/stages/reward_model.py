@@ -12,7 +12,7 @@ from align import data, models, training
 from align.artifacts import Model, Preferences, RewardModel
 from align.data import Source
 from align.errors import GateStopped
-from align.launch import Launch, problems
+from align.launch import Launch
 from align.out import Out
 from align.settings import Library, Settings, Stage
 
@@ -43,12 +43,12 @@ class TrainRewardModel(Stage):
     """Without `eval_data`, the share of pairs held out: whole prompts, at most 1000 pairs."""
 
     gate: Gate | None = Gate()
-    patience: int = 3
+    patience: int = Field(3, ge=1)
     """Evaluations in a row without a lower loss after which training stops."""
 
     lora: models.Lora = None
     quantization: models.Quantization = "inherit"
-    batch_size: int = 32
+    batch_size: int = Field(32, ge=1)
     """Pairs per step, over all devices."""
 
     trainer: Annotated[
@@ -58,7 +58,7 @@ class TrainRewardModel(Stage):
 
     def check(self) -> Iterator[tuple[str, str]]:
         """`lora:` on a model with another adapter; a gate with nothing to measure it on."""
-        yield from problems(self.launch)
+        yield from training.check(self)
         yield from models.check_lora(self.model, self.lora)
         if self.gate and not self.holdout and not self.eval_data:
             yield (

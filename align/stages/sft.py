@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator
 from itertools import tee
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from align import chat, data, models, training
 from align.artifacts import Conversations, Model
 from align.data import Source
-from align.launch import Launch, problems
+from align.launch import Launch
 from align.out import Out
 from align.settings import Library, Stage
 
@@ -28,7 +30,7 @@ class Sft(Stage):
     eval_data: list[Conversations | Source] = []
     """Held-out conversations: the checkpoint with the lowest loss on them becomes the model."""
 
-    patience: int = 3
+    patience: int = Field(3, ge=1)
     """Evaluations in a row without a lower loss after which training stops."""
 
     train_on: Literal["assistant", "all"] = "assistant"
@@ -36,7 +38,7 @@ class Sft(Stage):
 
     lora: models.Lora = None
     quantization: models.Quantization = "inherit"
-    batch_size: int = 32
+    batch_size: int = Field(32, ge=1)
     """Conversations per step, over all devices."""
 
     trainer: Annotated[
@@ -47,7 +49,7 @@ class Sft(Stage):
     def check(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for what is wrong and can be known before anything runs."""
         yield from models.check_lora(self.model, self.lora)
-        yield from problems(self.launch)
+        yield from training.check(self)
 
     def run(self, out: Out) -> Model:
         """Train, and write the adapter or the whole model."""
