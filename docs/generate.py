@@ -7,9 +7,12 @@ import ast
 import inspect
 import sys
 import textwrap
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
-from align.settings import Reward, Settings, Stage, Task
+from align.data import Source
+from align.settings import Library, Reward, Settings, Stage, Task
 from align.shelf import load
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +32,7 @@ Keys marked *how it runs* are recorded and do not change what is made.
 def fields(cls: type[Settings]) -> list[tuple[str, str, str, str]]:
     """(key, type, default, purpose) of a class's own and inherited keys, its own first."""
     rows: dict[str, tuple[str, str, str, str]] = {}
+    hints = typing.get_type_hints(cls, include_extras=True)
     for owner in cls.__mro__:
         if owner in (Settings, Reward, Task) or not issubclass(owner, Settings):
             continue
@@ -51,18 +55,56 @@ def fields(cls: type[Settings]) -> list[tuple[str, str, str, str]]:
                 if field.is_required()
                 else f"`{field.get_default(call_default_factory=True)!r}`"
             )
-            rows[name] = (name, annotation(node.annotation), default, text)
+            rows[name] = (name, annotation(node.annotation, hints[name]), default, text)
     return list(rows.values())
 
 
-def annotation(node: ast.expr) -> str:
+def inside(hint: object) -> Iterator[object]:
+    """A type and everything it is made of."""
+    yield hint
+    yield from getattr(hint, "__metadata__", ())
+    for part in typing.get_args(hint):
+        yield from inside(part)
+
+
+def annotation(node: ast.expr, hint: object) -> str:
     """The annotation as a person reads it: a library's block by the library's name."""
-    source = ast.unparse(node)
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.Call) and ast.unparse(inner.func) == "Library":
-            target = ast.literal_eval(inner.args[0])
-            return "options of `{}`'s `{}`".format(target.split(".")[0], target.split(":")[1])
-    return f"`{source}`".replace("|", "\\|")
+    for part in inside(hint):
+        if isinstance(part, Library):
+            module, name = part.target.split(":")
+            also = "".join(f" or `{word}`" for word in words(hint))
+            return f"options of `{module.split('.')[0]}`'s `{name}`{also}"
+    return f"`{ast.unparse(node)}`".replace("|", "\\|")
+
+
+def words(hint: object) -> list[str]:
+    """The plain words a type allows beside a block."""
+    found = [part for part in inside(hint) if typing.get_origin(part) is typing.Literal]
+    return [str(word) for literal in found for word in typing.get_args(literal)]
+
+
+def blocks(cls: type[Settings]) -> list[type[Settings]]:
+    """The blocks of settings inside a class's keys that are described nowhere else."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    found = [part for name in cls.model_fields for part in inside(hints[name])]
+    kinds = [part for part in found if isinstance(part, type) and issubclass(part, Settings)]
+    return [part for part in dict.fromkeys(kinds) if part not in (Source, Reward, Task)]
+
+
+def table(cls: type[Settings]) -> list[str]:
+    """A class's keys as lines of a table, and those of the blocks inside."""
+    lines = []
+    if rows := fields(cls):
+        lines += ["| key | type | default | |", "|---|---|---|---|"]
+        lines += [f"| `{key}` | {kind} | {default} | {text} |" for key, kind, default, text in rows]
+        lines += [""]
+    for block in blocks(cls):
+        lines += [
+            f"`{block.__name__}`: {' '.join((block.__doc__ or '').split())}",
+            "",
+            *table(block),
+        ]
+    return lines
 
 
 def section(path: Path) -> str:
@@ -72,10 +114,7 @@ def section(path: Path) -> str:
     lines += [inspect.cleandoc(cls.__doc__ or ""), ""]
     if issubclass(cls, Stage):
         lines += [f"Makes `{inspect.get_annotations(cls.run)['return']}`.".replace("'", ""), ""]
-    if rows := fields(cls):
-        lines += ["| key | type | default | |", "|---|---|---|---|"]
-        lines += [f"| `{key}` | {kind} | {default} | {text} |" for key, kind, default, text in rows]
-        lines += [""]
+    lines += table(cls)
     return "\n".join(lines)
 
 

@@ -1,0 +1,93 @@
+"""Whole chains through `align run`: the quickstart and the real model, cut short."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHORT = {
+    "quickstart": (
+        "stages.text.rows=1500",
+        "stages.demonstrations.rows=320",
+        "stages.preferences.rows=320",
+        "stages.prompts.rows=40",
+        "stages.held_out.rows=10",
+        "stages.held_out_pairs.rows=50",
+        "stages.reward.gate=null",
+        "stages.pairs.margin=0.0",
+    ),
+    "tiny-real": (
+        "stages.sft.data.split=train[:96]",
+        "stages.reward.data.split=train[:96]",
+        "stages.judge.data.split=train[450:546]",
+        "stages.reward.gate=null",
+        "stages.judge.gate=null",
+        "defaults.sft.trainer.num_train_epochs=1",
+        "defaults.reward_model.trainer.num_train_epochs=1",
+        "defaults.sample.prompts.split=train[:24]",
+        "defaults.sample.n=4",
+        "defaults.sample.generation.max_new_tokens=24",
+        "stages.pairs.margin=0.0",
+        "stages.evaluate.tasks.0.data.split=train[900:932]",
+        "stages.evaluate.tasks.1.data.split=train[900:916]",
+        "stages.evaluate.tasks.2.data.split=train[900:916]",
+    ),
+}
+
+
+def run(cwd: Path, recipe: str, *more: str) -> subprocess.CompletedProcess[str]:
+    """`align run` of the shortened recipe in a process of its own."""
+    settings = [word for one in (*SHORT[recipe], *more) for word in ("--set", one)]
+    command = [sys.executable, "-m", "align.cli", "run", recipe, *settings]
+    # one thread: models this small gain nothing from more
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def report(cwd: Path, recipe: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((cwd / "runs" / recipe / "report.json").read_text())
+    return found
+
+
+def test_the_quickstart_runs_and_its_second_run_makes_only_what_changed(tmp_path: Path) -> None:
+    first = run(tmp_path, "quickstart")
+    assert first.returncode == 0, first.stdout + first.stderr
+    found = report(tmp_path, "quickstart")
+    assert found["status"] == "done"
+    scores = {(one["model"], one["task"]): one for one in found["scores"]}
+    for model in ("sft", "sft_random", "sft_best", "dpo"):
+        whole = scores[model, "world"]
+        assert whole["n"] == 50
+        assert whole["ci_low"] <= whole["mean"] <= whole["ci_high"]
+    assert scores["reward", "preferences"]["n"] == 50
+    roles = {(one["model"], one["against"], one["role"]) for one in found["comparisons"]}
+    assert {("sft_best", "sft", "step"), ("sft_best", "sft_random", "control")} <= roles
+    assert ("dpo", "sft_best", "step") in roles
+    assert (tmp_path / "runs" / "quickstart" / "report.html").stat().st_size > 5000
+
+    before = {path.name for path in (tmp_path / "runs").iterdir()}
+    second = run(tmp_path, "quickstart")
+    assert second.returncode == 0
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == before
+
+    third = run(tmp_path, "quickstart", "stages.dpo.trainer.beta=0.3")
+    assert third.returncode == 0
+    made = {path.name for path in (tmp_path / "runs").iterdir()} - before
+    assert sorted(name.partition("-")[0] for name in made) == ["dpo", "evaluate"]
+
+
+@pytest.mark.skipif("ALIGN_DATA" not in os.environ, reason="ALIGN_DATA is not set: no real data")
+def test_the_chain_runs_on_a_real_model_and_real_data(tmp_path: Path) -> None:
+    done = run(tmp_path, "tiny-real")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = report(tmp_path, "tiny-real")
+    measured = {(one["model"], one["task"]) for one in found["scores"]}
+    policies = ("sft", "sft_rand", "sft_best", "dpo")
+    assert {(model, task) for model in policies for task in ("answers", "perplexity")} <= measured
+    assert {("reward", "preferences"), ("judge", "preferences")} <= measured
+    adapterless = json.loads((tmp_path / "runs" / "tiny-real" / "dpo" / "model.json").read_text())
+    assert adapterless["adapter"] is False
