@@ -1,14 +1,15 @@
-"""The quickstart's own offline world: what a tiny model can be taught, and the truth about its answers.
+"""The quickstart's own offline world: what a tiny model can be taught, and the truth about answers.
 
-Everything is drawn from a seed: a few people with facts about them, things that have names, four small
-tools, customers with troubles. `World` makes from it plain text, demonstrations of mixed quality,
-preferences, prompts to sample from, and held-out test prompts, which no other part ever contains.
+Everything is drawn from a seed: twenty people with four facts each, things that have names, four
+small tools, customers with troubles. `World` makes from it plain text, demonstrations of mixed
+quality, preferences, prompts to sample from, and held-out test prompts, which no other part asks.
 `judge` says whether an answer is right; it reads the answer and never asks a model.
 
-Two groups of skills. `SKILLS` are such that judging is easier than answering: what is wrong with an
-answer can be seen in it (another form, filler, half an answer, a rude word). `FAILING` are such that
-judging is as hard as answering (sums, sorting): a small reward model stays near chance there, and picking
-by it is worse than picking blindly. It is kept to show what a gate is for.
+Two groups of skills. In `SKILLS` judging is easier than answering: what is wrong with an answer can
+mostly be seen in it (another form, filler, half an answer, a rude word). In `FAILING` judging is as
+hard as answering (sums, sorting): a small reward model learns little about them, and what it picks
+need not be better than a blind pick. They show what a gate is for: see why-gates.yaml among the
+quickstart's files.
 """
 
 from __future__ import annotations
@@ -22,13 +23,38 @@ from functools import cached_property
 from itertools import product
 from typing import Any, Literal
 
-Wish = Mapping[str, Any]  # what an answer to one prompt must be, as plain JSON
+Wish = Mapping[str, Any]
+"""What an answer to one prompt must be, as plain JSON."""
+
 Split = Literal["train", "test"]
+"""The prompts to train on, and those held out."""
 
 SKILLS = ("instructions", "facts", "unknown", "tools", "tone")
 FAILING = ("sums", "sorting")
-ECHO = (2, 3)
 TEST = 500  # held-out prompts of a skill
+MIX = (0.35, 0.4, 0.25)  # how many demonstrations have no fault, one, two
+FAULTS = {
+    "instructions": ("filler", "form", "less"),
+    "facts": ("filler", "bare", "doubt", "cut"),
+    "unknown": ("filler", "guess", "evade", "cut"),
+    "tools": ("filler", "prose", "argument", "open"),
+    "tone": ("filler", "rude", "cold", "order", "half"),
+    "sums": ("wrong",),
+    "sorting": ("wrong",),
+}
+"""What people do wrong when they answer: habits, in demonstrations and in preferences."""
+
+SLIP = 0.5
+"""How many rejected answers have a slip in place of one of their faults.
+
+A slip is what a small model does wrong and a person does not: a wrong name, value or word in a good
+form, or a few words lost, added or confused. Demonstrations have none. Preferences need them, since
+the reward model has to judge what the policy writes: rejection sampling takes the people's faults
+out of the policy and leaves slips. Without them in the preferences, what the reward model picked
+from eight answers of the rejection-sampled policy was worse than a random one of the eight.
+"""
+
+GARBLED = 0.4  # how many slips are lost or confused words; the others, a wrong name, value or word
 
 KINDS = {
     "animals": "cat dog fox hen cow pig",
@@ -43,8 +69,11 @@ FORMS = {
     "with numbers": "numbers",
     "with slashes": "slashes",
 }
-PLACES = "Paris Rome Oslo Lima Cairo Delhi Tokyo Quito Bern Perth Milan Leeds".split()
-JOBS = "baker nurse farmer pilot singer judge".split()
+PLACES = [
+    "Paris", "Rome", "Oslo", "Lima", "Cairo", "Delhi",
+    "Tokyo", "Quito", "Bern", "Perth", "Milan", "Leeds",
+]  # fmt: skip
+JOBS = ["baker", "nurse", "farmer", "pilot", "singer", "judge"]
 ATTRIBUTES = {"home": PLACES, "job": JOBS, "pet": THINGS["animals"], "colour": THINGS["colours"]}
 ASKED = {
     "home": ("Where does {n} live?", "What is the home of {n}?", "In which place does {n} live?"),
@@ -64,7 +93,10 @@ TOLD = {
 }
 OPENERS = ("", "Tell me: ", "Please answer: ", "I want to know: ", "One question: ")
 GREETINGS = ("", "Hello. ")
-OBJECTS = "lamp chair phone clock radio table kettle bike watch door sofa fan".split()
+OBJECTS = [
+    "lamp", "chair", "phone", "clock", "radio", "table",
+    "kettle", "bike", "watch", "door", "sofa", "fan",
+]  # fmt: skip
 REMEDIES = {
     "broken": "send it back",
     "late": "wait one more day",
@@ -75,26 +107,49 @@ REMEDIES = {
 }
 TROUBLES = (
     "My {o} is {p}.", "The {o} I bought is {p}.", "Why is my {o} {p}?", "Now my {o} is {p}.",
-    "Look, the {o} is {p}!", "Again my {o} is {p}.", "My new {o} is {p}.", "My {o} is {p} and I am angry.",
-    "Help me, my {o} is {p}.", "It seems that my {o} is {p}.", "Today my {o} is {p}.",
-    "Can you help? My {o} is {p}.", "My {o} is {p}, what now?", "My wife says my {o} is {p}.",
+    "Look, the {o} is {p}!", "Again my {o} is {p}.", "My new {o} is {p}.",
+    "My {o} is {p} and I am angry.", "Help me, my {o} is {p}.", "It seems that my {o} is {p}.",
+    "Today my {o} is {p}.", "Can you help? My {o} is {p}.", "My {o} is {p}, what now?",
+    "My wife says my {o} is {p}.",
 )  # fmt: skip
 FILLERS = (
     "Well, let me think about it.", "That is a good question.", "As you may know, this is easy.",
-    "I hope that this helps you.", "There is a lot to say here.", "To be honest, many people ask this.",
+    "I hope that this helps you.", "There is a lot to say here.",
+    "To be honest, many people ask this.",
 )  # fmt: skip
 RUDE = ("That is your own fault.", "Do not bother me.", "Who cares about that?")
 SORRY = ("I am sorry that your {o} is {p}.", "Sorry to hear that your {o} is {p}.")
 NOT_KNOWN = ("I do not know.", "Sorry, I do not know.")
 REQUESTS = {
-    "timer": ("Set a timer for {minutes} minutes.", "Wake me in {minutes} minutes.", "Start a timer of {minutes} minutes.",
-              "I need a timer for {minutes} minutes.", "Count down {minutes} minutes."),
-    "weather": ("What is the weather in {place} {day}?", "How is the weather in {place} {day}?", "Will it rain in {place} {day}?",
-                "Show the weather for {place} {day}.", "Do I need a coat in {place} {day}?"),
-    "call": ("Call {person}.", "Phone {person} now.", "Give {person} a call.", "I want to speak to {person}.", "Please call {person}."),
-    "buy": ("Buy {count} of the {item}.", "Order {count} of the {item}.", "I need {count} of the {item}.",
-            "Get me {count} of the {item}.", "Put {count} of the {item} in my basket."),
-}  # fmt: skip
+    "timer": (
+        "Set a timer for {minutes} minutes.",
+        "Wake me in {minutes} minutes.",
+        "Start a timer of {minutes} minutes.",
+        "I need a timer for {minutes} minutes.",
+        "Count down {minutes} minutes.",
+    ),
+    "weather": (
+        "What is the weather in {place} {day}?",
+        "How is the weather in {place} {day}?",
+        "Will it rain in {place} {day}?",
+        "Show the weather for {place} {day}.",
+        "Do I need a coat in {place} {day}?",
+    ),
+    "call": (
+        "Call {person}.",
+        "Phone {person} now.",
+        "Give {person} a call.",
+        "I want to speak to {person}.",
+        "Please call {person}.",
+    ),
+    "buy": (
+        "Buy {count} of the {item}.",
+        "Order {count} of the {item}.",
+        "I need {count} of the {item}.",
+        "Get me {count} of the {item}.",
+        "Put {count} of the {item} in my basket.",
+    ),
+}
 """Requests a tool serves, by its name; the fields in braces are the tool's arguments."""
 
 
@@ -108,7 +163,7 @@ class Item:
 
 
 def _rng(*parts: object) -> random.Random:
-    """A generator of its own for each purpose, so that asking for more of one part changes no other."""
+    """A generator of its own for each purpose, so that no part depends on how others are asked."""
     return random.Random("/".join(map(str, parts)))
 
 
@@ -213,7 +268,12 @@ def checks(item: Item, answer: str) -> dict[str, bool]:
 
 
 def judge(item: Item, answer: str) -> float:
-    """1 for an answer that passes every check, else 0: half right is wrong."""
+    """1 for an answer that passes every check, else 0: half right is wrong.
+
+    It looks for form, for the words that must be there and for words that must not; it does not
+    parse sentences. Where answers are sentences (facts, unknown, tone) it passes "Leru fan pilot."
+    and misses one slip in eight in facts and tone; instructions and tools are exact.
+    """
     return float(all(checks(item, answer).values()))
 
 
@@ -243,7 +303,7 @@ class World:
 
     @cached_property
     def _items(self) -> dict[tuple[str, Split], list[Item]]:
-        """Every prompt of every skill, split once and for all: no test prompt is ever trained on."""
+        """Every prompt of every skill, split once and for all: no test prompt is trained on."""
         items: dict[tuple[str, Split], list[Item]] = {}
         for skill in self.skills:
             every = list({item.prompt: item for item in getattr(self, f"_ask_{skill}")()}.values())
@@ -327,7 +387,12 @@ class World:
     # ----------------------------------------------------------------------------------- answers
 
     def answer(self, item: Item, chance: random.Random, faults: int = 0, slip: bool = False) -> str:
-        """An answer with that many faults: with none it is right, and `judge` says so."""
+        """An answer with that many faults: with none it is right, and `judge` says so.
+
+        With one or more and without `slip`, `judge` says that it is wrong. A slip takes the place
+        of one fault and can leave the answer right: no word is lost, or there is no value to get
+        wrong (`unknown`, `sums`, `sorting`).
+        """
         kinds = FAULTS[item.skill]
         chosen = set(chance.sample(kinds, min(faults, len(kinds))))
         garbled = False
@@ -441,7 +506,7 @@ class World:
             yield decks[skill].pop()
 
     def text(self, rows: int) -> list[str]:
-        """Documents to pretrain on: half of them plain sentences, half questions with answers of mixed quality."""
+        """Documents to pretrain on: half plain sentences, half questions with mixed answers."""
         chance = _rng(self.seed, "text")
         asked = self._some(rows - rows // 2, "train", chance)
         documents = [
@@ -453,6 +518,7 @@ class World:
         return documents
 
     def _plain(self, chance: random.Random) -> str:
+        """What there is to know; and repeated words, from which a model learns to copy."""
         topic = chance.random()
         if topic < 0.35:
             name = chance.choice(self.people)
@@ -464,11 +530,12 @@ class World:
         if topic < 0.6:
             trouble = chance.choice(list(REMEDIES))
             return f"If your {chance.choice(OBJECTS)} is {trouble}, {REMEDIES[trouble]}."
-        heard = " ".join(chance.choice(self._said) for _ in range(chance.randint(*ECHO)))
+        heard = " ".join(chance.choice(self._said) for _ in range(chance.randint(2, 3)))
         return f"They said {heard}. " + " ".join([f"Again {heard}."] * chance.randint(2, 3))
 
     @cached_property
     def _said(self) -> list[str]:
+        """Every word that can be told apart from others: names, things, numbers."""
         words = [
             word for things in (*THINGS.values(), PLACES, OBJECTS, REMEDIES) for word in things
         ]
@@ -478,7 +545,7 @@ class World:
         return self.answer(item, chance, chance.choices((0, 1, 2), MIX)[0])
 
     def demonstrations(self, rows: int) -> list[dict[str, Any]]:
-        """Conversations of mixed quality, as people write them: some right, more with a fault or two."""
+        """Conversations of mixed quality: a third right, the others with a fault or two."""
         chance = _rng(self.seed, "demonstrations")
         return [
             {
@@ -491,7 +558,13 @@ class World:
         ]
 
     def preferences(self, rows: int, split: Split = "train") -> list[dict[str, Any]]:
-        """Pairs of answers of which the one with fewer faults is chosen; `test` is about held-out prompts."""
+        """Pairs of answers, the chosen one drawn with fewer faults; `test`: about held-out prompts.
+
+        In 85 % of the pairs the chosen answer is right and the rejected one is not; in the others
+        the chosen one has a fault and the rejected one two, of which one may be a slip (`SLIP`).
+        `FAILING` have but one fault: there such a pair is two answers with it, unless a slip took
+        it away from the rejected one. So 6 % of their pairs are the wrong way round.
+        """
         chance = _rng(self.seed, "preferences", split)
         pairs = []
         for item in self._some(rows, split, chance):
@@ -509,18 +582,3 @@ class World:
     def test(self, skill: str, rows: int = TEST) -> list[Item]:
         """Held-out prompts of one skill."""
         return self.items("test", skill)[:rows]
-
-
-GARBLED = 0.4
-SLIP = 0.5  # how many rejected answers have a slip
-MIX = (0.35, 0.4, 0.25)  # how many demonstrations have no fault, one, two
-FAULTS = {
-    "instructions": ("filler", "form", "less"),
-    "facts": ("filler", "bare", "doubt", "cut"),
-    "unknown": ("filler", "guess", "evade", "cut"),
-    "tools": ("filler", "prose", "argument", "open"),
-    "tone": ("filler", "rude", "cold", "order", "half"),
-    "sums": ("wrong",),
-    "sorting": ("wrong",),
-}
-"""What people do wrong."""
