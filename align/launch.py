@@ -1,7 +1,7 @@
 """How a training stage is spread over devices: `launch:` and `accelerate launch`.
 
 `launch:` is a profile file (what `accelerate config` writes) or a mapping of `accelerate launch`'s
-own options (`num_processes: 4, use_fsdp: true`). It says where a stage runs, so it is recorded with
+own options (`num_processes: 4`). It says where a stage runs, so it is recorded with
 the artifact and is not part of its key.
 """
 
@@ -27,8 +27,12 @@ from align.errors import StageFailed
 Launch = Annotated[dict[str, Any] | str | None, Field(exclude=True)]
 """The field `launch` of a training stage; its `check` yields from `problems(self.launch)`."""
 
-KINDS = ("multi_gpu", "use_fsdp", "use_deepspeed", "use_megatron_lm", "tpu", "cpu")
+KINDS = ("multi_gpu", "tpu", "cpu")
 """The options of which `accelerate launch` wants one to start more than one process."""
+
+SHARDED = ("fsdp", "deepspeed", "megatron_lm")
+"""Ways of spreading one model over devices. `models.save` would write one device's part of it, and
+on a CPU accelerate 1.15 runs plain data parallel instead of FSDP without saying so."""
 
 
 @functools.cache
@@ -119,8 +123,7 @@ def check_world(expected: int) -> None:
     if started != expected:
         raise StageFailed(
             f"launch: asks for {expected} processes, and {started} started. `accelerate launch` "
-            "needs one of multi_gpu, use_fsdp or use_deepspeed to start several, and ignores "
-            "num_processes with cpu."
+            "needs multi_gpu to start several, and ignores num_processes with cpu: leave cpu out."
         )
 
 
@@ -149,6 +152,13 @@ def flags() -> frozenset[str]:
     return frozenset(name for name, flag in _options().items() if flag)
 
 
+_SHARDED = (
+    "{} shares one model out over the devices, and a model in parts cannot be saved yet. "
+    "Every device can hold all of it: `launch: {{num_processes: N}}`, with `lora:` and "
+    "`quantization:` where it is large."
+)
+
+
 def problems(launch: dict[str, Any] | str | None) -> Iterator[tuple[str, str]]:
     """What is wrong with a `launch:`, as (key, message); for `Stage.check`."""
     if isinstance(launch, str):
@@ -164,8 +174,12 @@ def problems(launch: dict[str, Any] | str | None) -> Iterator[tuple[str, str]]:
             yield "launch", f"This is no profile of accelerate. {write}"
             return
         number = "launch"
+        if str(launch.get("distributed_type", "")).lower() in SHARDED:
+            yield "launch", _SHARDED.format(f"distributed_type {launch['distributed_type']}")
     elif launch is not None:
         number = "launch.num_processes"
+        for name in [f"use_{kind}" for kind in SHARDED if launch.get(f"use_{kind}")]:
+            yield f"launch.{name}", _SHARDED.format(name)
         known = sorted(set(_options()) - {"config_file", "module", "help"})
         for name in sorted(set(launch) - set(known)):
             near = difflib.get_close_matches(name, known, 1)

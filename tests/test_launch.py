@@ -134,23 +134,22 @@ def test_options_reach_accelerate_as_its_own_parser_reads_them(tmp_path: Path) -
 
     options = {
         "num_processes": 4,
-        "use_fsdp": True,
-        "fsdp_version": 2,
+        "num_cpu_threads_per_process": 2,
         "fsdp_offload_params": False,
         "debug": False,
         "mixed_precision": "bf16",
     }
     command = launch.command(tmp_path, {"launch": options})
     read = launch_command_parser().parse_args(command[3:])
-    assert (read.num_processes, read.use_fsdp, read.multi_gpu) == (4, True, False)
-    assert (read.fsdp_version, read.fsdp_offload_params) == ("2", "false")
+    assert (read.num_processes, read.num_cpu_threads_per_process, read.multi_gpu) == (4, 2, True)
+    assert read.fsdp_offload_params == "false"
     assert not read.debug and read.mixed_precision == "bf16"
     assert read.training_script == "align.worker" and read.module
 
 
 def test_what_is_wrong_with_a_launch_is_known_before_anything_runs(tmp_path: Path) -> None:
     assert list(launch.problems(None)) == []
-    assert list(launch.problems({"num_processes": 2, "use_fsdp": True})) == []
+    assert list(launch.problems({"num_processes": 2, "use_fsdp": False})) == []
     assert list(launch.problems({"num_procs": 2})) == [
         (
             "launch.num_procs",
@@ -160,6 +159,23 @@ def test_what_is_wrong_with_a_launch_is_known_before_anything_runs(tmp_path: Pat
     assert list(launch.problems("two.yaml")) == [
         ("launch", '"two.yaml" is no file. `accelerate config --config_file two.yaml` writes one.')
     ]
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "deepspeed", "megatron_lm"])
+def test_a_model_shared_out_over_devices_is_refused_in_options_and_profiles(
+    kind: str, tmp_path: Path
+) -> None:
+    """FSDP on a CPU runs plain data parallel without saying so; parts of a model are not saved."""
+    profile = tmp_path / "shared.yaml"
+    profile.write_text(f"distributed_type: {kind.upper()}\nnum_processes: 2\n")
+    for asked, place in [
+        ({"num_processes": 2, f"use_{kind}": True}, f"launch.use_{kind}"),
+        (str(profile), "launch"),
+    ]:
+        (problem,) = launch.problems(asked)
+        assert problem[0] == place
+        assert "cannot be saved yet" in problem[1]
+        assert "`launch: {num_processes: N}`" in problem[1]
 
 
 def test_two_processes_run_and_one_writes(made: Any) -> None:
@@ -173,6 +189,7 @@ def test_two_processes_run_and_one_writes(made: Any) -> None:
 
 
 def test_a_launch_that_starts_fewer_processes_than_asked_for_stops(made: Any) -> None:
+    """`accelerate launch --cpu --num_processes 2` runs one process without saying so."""
     code, work = made(launch={"num_processes": 2, "cpu": True})
     assert code == 1
     assert json.loads((work / "error.json").read_text())["error"].startswith(
