@@ -285,7 +285,7 @@ def prepare(
     if isinstance(network, PeftModel):
         if lora is not None and lora != spec.lora:
             raise StageFailed(_OTHER_ADAPTER.format(spec.lora or spec.adapter, lora))
-        return network
+        return _trained_in_float32(network)
     if lora is None:
         if getattr(network, "is_quantized", False):
             raise StageFailed(
@@ -295,7 +295,19 @@ def prepare(
         return network
     torch.manual_seed(seed)
     task = "SEQ_CLS" if head else "CAUSAL_LM"  # SEQ_CLS trains and saves the head too
-    return get_peft_model(network, LoraConfig(task_type=task, **lora))
+    return _trained_in_float32(get_peft_model(network, LoraConfig(task_type=task, **lora)))
+
+
+def _trained_in_float32(network: Any) -> Any:
+    """Small updates are lost in bfloat16. PEFT 0.21 casts adapters, but not `modules_to_save`.
+
+    Not on quantized weights: TRL 1.16 makes all that is trained on those bfloat16 anyway.
+    """
+    if not getattr(network, "is_quantized", False):
+        for weight in network.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+    return network
 
 
 def merged(model: Model) -> Any:

@@ -142,7 +142,8 @@ def arguments(config_class: type, stage: Trained, out: Out, network: Any, **defa
     """A TRL config: the recipe's `trainer:` over the stage's `defaults` over ours.
 
     `network` is the loaded model: a quantized one is trained under bf16, because TRL casts its
-    trainable weights to bf16 (measured: RewardTrainer fails otherwise).
+    trainable weights to bf16 (measured: RewardTrainer fails otherwise), and so is one in bfloat16,
+    whose adapter and head are in float32.
 
     Raises:
         StageFailed: `batch_size` cannot be cut into equal parts.
@@ -150,9 +151,9 @@ def arguments(config_class: type, stage: Trained, out: Out, network: Any, **defa
     import torch
 
     gpu = torch.cuda.is_available()
-    quantized = bool(getattr(network, "is_quantized", False))
+    short = getattr(network, "is_quantized", False) or network.dtype == torch.bfloat16
     settings: dict[str, Any] = {
-        "bf16": quantized or (gpu and torch.cuda.is_bf16_supported()),
+        "bf16": short or (gpu and torch.cuda.is_bf16_supported()),
         "gradient_checkpointing": gpu,
         "logging_steps": 1,
         "save_strategy": "steps" if "save_steps" in stage.trainer else "no",

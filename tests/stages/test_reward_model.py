@@ -70,7 +70,7 @@ def score(made: RewardModel, answers: list[str]) -> list[float | None]:
 def test_it_learns_is_measured_and_read_back(
     settings: dict[str, Any], make: Callable[..., Any], tiny_model: Path
 ) -> None:
-    """Trap 4: an adapter without its head reads back with a random one. Trap 5: 4 bit need bf16."""
+    """An adapter saved without its head reads back with a random one; a 4-bit base needs bf16."""
     before = {path: path.read_bytes() for path in tiny_model.iterdir()}
     made = make(polite(150), gate=Gate(accuracy=0.7), **settings)
     assert type(made) is RewardModel
@@ -103,6 +103,17 @@ def test_what_is_read_back_is_what_was_trained(
     network, _ = scores.load(made)
     again = scores.scores(network, [[1, 4, 70, 71, 6], [1, 4, 80, 6]])
     assert again == pytest.approx(trained["scores"], abs=1e-6)
+
+
+def test_a_head_and_an_adapter_learn_on_a_bfloat16_base(
+    make: Callable[..., Any], tiny_model: Path
+) -> None:
+    """RewardTrainer without bf16 autocast cannot multiply a bfloat16 base by a float32 head."""
+    spec = {"base": {"path": str(tiny_model), "dtype": "bfloat16"}, "quantization": None}
+    made = make(polite(40), gate=None, lora=LORA, model=Model(tiny_model, spec=spec))
+    assert made.metrics["loss"] < 0.5
+    good, bad = score(made, ["Please 7", "Do it 7"])
+    assert good is not None and bad is not None and good > bad
 
 
 def test_a_reward_model_that_guesses_stops_the_chain_and_is_kept(
