@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,8 @@ from align.out import Out
 from align.settings import Task
 from align.stats import Estimate
 
-Values = dict[str, float]
+Values = Mapping[str, float | None]
+"""An item's numbers, the main one first; None where one does not apply."""
 
 
 def numbers(name: str, estimate: Estimate) -> dict[str, Any]:
@@ -34,15 +35,16 @@ class Results:
         self._values: dict[tuple[str, str, str], dict[str, float]] = {}
         """By (model, task, metric): a value per item. Subsets are `task/subset`."""
 
-    def add(self, model: Model, task: str, items: list[Item], graded: list[Values]) -> None:
-        """A model's numbers of a task, and of each of its subsets."""
+    def add(self, model: Model, task: str, items: list[Item], graded: Sequence[Values]) -> None:
+        """A model's numbers of a task, and of each of its subsets; None is left out of them."""
         self._names[identity(model)] = name_of(model)
         for item, values in zip(items, graded, strict=True):
             subset = item.get("subset")
             for name in [task] if subset is None else [task, f"{task}/{subset}"]:
                 for metric, value in values.items():
                     place = self._values.setdefault((identity(model), name, metric), {})
-                    place[str(item["id"])] = float(value)
+                    if value is not None:
+                        place[str(item["id"])] = float(value)
 
     def scores(self) -> list[dict[str, Any]]:
         """The report's `scores`."""
@@ -50,12 +52,14 @@ class Results:
             {"model": self._names[model], "key": model, "task": task, "metric": metric}
             | numbers("mean", stats.mean(list(values.values())))
             for (model, task, metric), values in self._values.items()
+            if values
         ]
 
     def compare(self, model: Model, against: Model, role: str) -> Iterator[dict[str, Any]]:
-        """The report's `comparisons` of two models: every metric both have."""
-        for of, task, metric in self._values:
-            if of == identity(model) and (identity(against), task, metric) in self._values:
+        """The report's `comparisons` of two models: every metric both have, on the same items."""
+        for (of, task, metric), ours in self._values.items():
+            theirs = self._values.get((identity(against), task, metric), {})
+            if of == identity(model) and ours.keys() & theirs.keys():
                 found = self.difference(model, against, task, metric)
                 yield {
                     "model": name_of(model),
@@ -77,6 +81,10 @@ class Results:
         """Of two models on the same items."""
         ours, theirs = self._of(model, task, metric), self._of(against, task, metric)
         items = [item for item in ours if item in theirs]
+        if not items:
+            raise StageFailed(
+                f"No item of {task} has a number of {name_of(model)} and one of {name_of(against)}."
+            )
         return stats.paired([ours[item] for item in items], [theirs[item] for item in items])
 
     def main_metric(self, task: str) -> str:
@@ -85,8 +93,14 @@ class Results:
 
     def _of(self, model: Model, task: str, metric: str | None) -> dict[str, float]:
         place = (identity(model), task, metric or self.main_metric(task))
-        if place not in self._values:
-            known = sorted({f"{t} {m}" for of, t, m in self._values if of == identity(model)})
+        if not self._values.get(place):
+            known = sorted(
+                {
+                    f"{t} {m}"
+                    for (of, t, m), v in self._values.items()
+                    if of == identity(model) and v
+                }
+            )
             raise StageFailed(
                 f"There is no {task} {metric or ''} of {name_of(model)}. It has: "
                 f"{', '.join(known)}. Correct the gate; answers are kept, so that it is quick."
@@ -129,7 +143,7 @@ def _progress(out: Out, before: int, total: int, note: str, done: int) -> None:
 
 
 def _keep(
-    out: Out, name: str, model: Model, items: list[Item], said: list[Said], graded: list[Values]
+    out: Out, name: str, model: Model, items: list[Item], said: list[Said], graded: Sequence[Values]
 ) -> None:
     rows = [
         {"id": item["id"], "prompt": item["prompt"], **one, "numbers": values}
@@ -140,6 +154,9 @@ def _keep(
         if row.get("finish") in ("length", "no room"):
             example = {"id": row["id"], "model": name_of(model), "end": row["text"][-200:]}
             out.count(f"cut.{name}", example=example)
+        if next(iter(row["numbers"].values()), None) is None:
+            example = {"id": row["id"], "model": name_of(model), "answer": row["text"][:200]}
+            out.count(f"dropped.{name}_not_graded", example=example)
     file = out.path / "items" / name / f"{model.key}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -157,7 +174,7 @@ def _items(name: str, task: Task) -> list[Item]:
     return items
 
 
-def grade(task: Task, items: list[Item], said: list[Said]) -> list[Values]:
+def grade(task: Task, items: list[Item], said: list[Said]) -> Sequence[Values]:
     """Numbers per item, the main one first.
 
     `choose`: `accuracy`, and `accuracy_by_length` with likelihoods per byte of the option;

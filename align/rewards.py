@@ -90,17 +90,14 @@ def _number(file: str, name: str, value: Any) -> float | None:
     return float(value)
 
 
-def grade(
-    reward: Reward, items: list[dict[str, Any]], answers: list[str]
-) -> list[dict[str, float]]:
-    """A task's `grade` by a reward: `score` and its details per item; 0 where it does not apply.
+def grade(reward: Reward, items: list[dict[str, Any]], answers: list[str]) -> list[Numbers]:
+    """A task's `grade` by a reward: `score` and its details per item; None where it does not apply.
 
     The items' other columns reach the reward as they reach it in a `score` stage.
     """
     columns = columns_of([{k: v for k, v in i.items() if k not in ("id", "prompt")} for i in items])
     completions = [[{"role": "assistant", "content": answer}] for answer in answers]
-    numbers = call(reward, [item["prompt"] for item in items], completions, columns)
-    return [{name: value or 0.0 for name, value in one.items()} for one in numbers]
+    return call(reward, [item["prompt"] for item in items], completions, columns)
 
 
 def text(completion: Dialog) -> str:

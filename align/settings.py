@@ -6,7 +6,7 @@ registry: the file's name is its name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -105,6 +105,11 @@ class Task(Settings):
         """The items, in a fixed order."""
         raise NotImplementedError
 
-    def grade(self, items: list[dict[str, Any]], answers: list[str]) -> list[dict[str, float]]:
-        """For `ask = "answer"`: named numbers per item, the main one first."""
+    def grade(
+        self, items: list[dict[str, Any]], answers: list[str]
+    ) -> Sequence[Mapping[str, float | None]]:
+        """For `ask = "answer"`: named numbers per item, the main one first.
+
+        None where a number does not apply: the item is left out of its mean.
+        """
         raise NotImplementedError

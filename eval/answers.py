@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from align.artifacts import Prompts
 from align.data import Source, read
-from align.rewards import grade
+from align.rewards import Numbers, grade
 from align.settings import Reward, Task
 
 
@@ -28,6 +28,6 @@ class Answers(Task):
         """The prompts, in the order of the data."""
         return read(self.data, Prompts, None)
 
-    def grade(self, items: list[dict[str, Any]], answers: list[str]) -> list[dict[str, float]]:
-        """The reward's numbers per answer."""
+    def grade(self, items: list[dict[str, Any]], answers: list[str]) -> list[Numbers]:
+        """The reward's numbers per answer; None where it does not apply."""
         return grade(self.reward, items, answers)

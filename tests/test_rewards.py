@@ -130,12 +130,12 @@ def test_answer_does_not_apply_without_a_right_one_and_needs_the_column() -> Non
         score(shelved("answer"), "1", gold=["1"])
 
 
-def test_a_task_grades_by_a_reward_and_zero_where_it_does_not_apply() -> None:
+def test_a_task_grades_by_a_reward_and_leaves_out_where_it_does_not_apply() -> None:
     items: list[dict[str, Any]] = [
         {"id": "a", "prompt": [], "answer": "3"},
         {"id": "b", "prompt": [], "answer": None},
     ]
-    assert rewards.grade(shelved("answer"), items, ["3", "3"]) == [{"score": 1.0}, {"score": 0.0}]
+    assert rewards.grade(shelved("answer"), items, ["3", "3"]) == [{"score": 1.0}, {"score": None}]
 
 
 def test_a_file_that_cannot_be_imported_is_a_problem_of_the_recipe(tmp_path: Path) -> None:

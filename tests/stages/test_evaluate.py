@@ -297,6 +297,32 @@ def test_a_gate_is_judged_by_the_bounds_of_the_interval(
     assert judged["verdict"] == verdict and judged["metric"] == "has"
 
 
+def test_an_answer_that_cannot_be_graded_is_in_no_mean_and_in_no_pair(
+    models: Any, task: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    echo, judged = task(), []
+
+    def grade(self: Any, items: Any, answers: list[str]) -> Any:
+        judged.append(1)
+        left_out = [] if len(judged) == 1 else [0, 1, 2]  # three of the second model's
+        return [{"has": None if i in left_out else 1.0} for i in range(len(items))]
+
+    monkeypatch.setattr(type(echo), "grade", grade)
+    report, out = run(Evaluate(models=[models["a"], models["b"]], tasks=[echo]))
+    whole = {s["model"]: (s["n"], s["mean"]) for s in report["scores"] if s["task"] == "echo"}
+    assert whole == {"a": (12, 1.0), "b": (9, 1.0)}
+    assert next(c["n"] for c in report["comparisons"] if c["task"] == "echo") == 9
+    dropped = out.counts["dropped.echo_not_graded"]
+    assert dropped["n"] == 3 and dropped["examples"][0]["model"] == "b"
+
+    monkeypatch.setattr(type(echo), "grade", lambda self, items, answers: [{"has": None}] * 12)
+    report, _ = run(Evaluate(models=[models["a"], models["b"]], tasks=[echo]), "none")
+    assert report["scores"] == report["comparisons"] == []
+    gate = Gate(model=models["a"], task="echo", at_least=0.5)
+    with pytest.raises(StageFailed, match="There is no echo"):
+        run(Evaluate(models=[models["a"]], tasks=[echo], gates=[gate]), "gate")
+
+
 def test_a_failed_gate_stops_and_the_report_is_kept(
     models: Any, task: Any, run: Any, tmp_path: Path
 ) -> None:
