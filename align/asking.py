@@ -1,7 +1,7 @@
 """Asking models about the items of tasks, with everything they say remembered by content.
 
-What a model said to an item is kept in the store's cache under (model, item, how it was asked), so
-a killed evaluation goes on, and another model or task added to it asks only what is new.
+What a model said to an item is kept in the store's cache under (the model's content, item, how it
+was asked): a killed evaluation goes on, and a model or task added to it asks only what is new.
 """
 
 from __future__ import annotations

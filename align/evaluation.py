@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from align import records, rewards, stats
@@ -123,7 +124,7 @@ def measure(
     contents = records.Contents(out.cache.parent)
     results, before = Results(), 0
     for model in models:
-        asked = Asked(model, records.identity(model, contents), out.cache, rows)
+        asked = Asked(model, content(model, contents), out.cache, rows)
         for name, task, items in named:
             if not takes(task, model):
                 continue
@@ -136,6 +137,18 @@ def measure(
             _keep(out, name, model, items, said, graded)
     contents.save()
     return results
+
+
+def content(model: Model, contents: records.Contents) -> str:
+    """What answers are remembered under: a made model's key, and the bytes of what was made.
+
+    Other versions of the libraries, or another machine, make other weights under the same key.
+    """
+    from align import models
+
+    base = Path(models.describe(model).base.path)
+    made = [path for path in (model.path, base.parent) if (path / "artifact.json").is_file()]
+    return records.digest([records.identity(model, contents), *map(contents.of, made)])
 
 
 def _progress(out: Out, before: int, total: int, note: str, done: int) -> None:

@@ -1,6 +1,7 @@
 """Evaluation: asked once, remembered, compared on the same items, gates with their verdicts."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from align import asking, generate, shelf
+from align import asking, generate, records, shelf
 from align.artifacts import Model, RewardModel
 from align.data import Source
 from align.errors import GateStopped, StageFailed
-from align.evaluation import Results
+from align.evaluation import Results, content
 from align.gates import Gate
 from align.out import Out
 from align.settings import Task
@@ -167,6 +168,23 @@ def test_a_killed_evaluation_goes_on_and_a_further_model_asks_only_that_one(
     more = task(n=15)
     run(Evaluate(models=[models["a"]], tasks=[more]), "more")
     assert len(asked) == 10 + 12 + 3
+
+
+def test_a_model_that_was_made_anew_is_asked_anew(tiny_model: Path, tmp_path: Path) -> None:
+    base, tuned = tmp_path / "pretrain-1", tmp_path / "sft-1"
+    spec = {"base": {"path": str(base / "model")}, "quantization": None, "adapter": True}
+    for folder in (base, tuned):
+        folder.mkdir()
+        (folder / "artifact.json").write_text("{}")
+    shutil.copytree(tiny_model, base / "model")
+    (tuned / "model.json").write_text(json.dumps(spec))
+    model = Model(tuned, stage=_Made())
+    said = {content(model, records.Contents(tmp_path))}
+    assert said == {content(model, records.Contents(tmp_path))}
+    for folder in (base, tuned):
+        (folder / "artifact.json").write_text('{"versions": {"torch": "another"}}')
+        said.add(content(model, records.Contents(tmp_path)))
+    assert len(said) == 3
 
 
 def test_a_line_that_a_kill_cut_short_is_asked_again(tmp_path: Path) -> None:
