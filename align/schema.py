@@ -51,6 +51,7 @@ class _Writer:
 
     def __init__(self) -> None:
         self.definitions: dict[str, Schema] = {}
+        self.classes: dict[str, type[Settings]] = {}  # what the definitions are of
 
     def schema(self) -> Schema:
         kinds = {kind: self.block(_stage(kind), kind) for kind in shelf.kinds()}
@@ -111,6 +112,7 @@ class _Writer:
         """A reference to a class's keys."""
         if name not in self.definitions:
             self.definitions[name] = {}  # classes may hold each other
+            self.classes[name] = cls
             documents = _documents(cls)
             properties: dict[str, Schema] = {}
             if issubclass(cls, (Stage, Reward, Task)):
@@ -137,6 +139,8 @@ class _Writer:
             choices.append({"type": "string"})
         for cls in annotation.blocks:
             name = {Source: "data source", Base: "base model"}.get(cls, cls.__name__)
+            if self.classes.get(name, cls) is not cls:  # two files may each have a `Gate`
+                name = f"{name} of {owner}"
             choices.append(_ref(name) if cls in (Reward, Task) else self.block(cls, name))
         if annotation.library is not None:
             choices.append(self.library(annotation.library, owner))
