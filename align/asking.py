@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,21 @@ def identity(model: Model) -> str:
 def name_of(model: Model) -> str:
     """What a person calls a model: its name in the recipe, else its directory's."""
     return model.name or model.key
+
+
+def tell_apart(models: Iterable[Model]) -> None:
+    """Names for models from outside that share one (directories of the same name): `judge-2` …"""
+    names: dict[str, str] = {}
+    for model in sorted(models, key=lambda model: model.stage is None):  # a stage's name stays
+        known = identity(model)
+        if known not in names:
+            wanted, n = name_of(model), 1
+            names[known] = wanted
+            while list(names.values()).count(names[known]) > 1:
+                n += 1
+                names[known] = f"{wanted}-{n}"
+        if model.stage is None:
+            model.name = names[known]
 
 
 def takes(task: Task, model: Model) -> bool:

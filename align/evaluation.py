@@ -170,7 +170,8 @@ def _keep(
         if next(iter(row["numbers"].values()), None) is None:
             example = {"id": row["id"], "model": name_of(model), "answer": row["text"][:200]}
             out.count(f"dropped.{name}_not_graded", example=example)
-    file = out.path / "items" / name / f"{model.key}.jsonl"
+    of = name_of(model) if model.stage is None else model.key
+    file = out.path / "items" / name / f"{of}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     file.write_text("".join(lines), encoding="utf-8")

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from align import rewards
+from align import records, rewards
 from align.artifacts import Model, Report, RewardModel
-from align.asking import identity, name_of, takes
+from align.asking import identity, name_of, takes, tell_apart
 from align.decoding import problems
 from align.errors import GateStopped
 from align.gates import Gate
@@ -53,6 +53,7 @@ class Evaluate(Stage):
 
     def check(self) -> Iterable[tuple[str, str]]:
         """Tasks that no model takes, names that are none, models that are not evaluated."""
+        self._tell_apart()
         tasks, names = rewards.names(self.tasks), [name_of(model) for model in self.models]
         for i, (name, task) in enumerate(zip(tasks, self.tasks, strict=True)):
             yield from ((f"tasks.{i}", message) for _, message in problems(task.generation))
@@ -80,6 +81,7 @@ class Evaluate(Stage):
         from align import evaluation
         from align.wording import gate_sentence
 
+        self._tell_apart()
         results = evaluation.measure(self.models, self.tasks, self.seed, self.rows, out)
         report: dict[str, Any] = {
             "scores": results.scores(),
@@ -99,6 +101,10 @@ class Evaluate(Stage):
         if stop:
             raise GateStopped(" ".join(stop))
         return Report(out.path)
+
+    def _tell_apart(self) -> None:
+        asked = [self.models, self.compare, list(self.controls.values()), self.gates]
+        tell_apart(model for model in records.consumed(asked) if isinstance(model, Model))
 
     def _pairs(self) -> Iterator[tuple[Model, Model, str]]:
         """(model, against, role): what is compared with what."""

@@ -126,7 +126,7 @@ def test_every_metric_and_subset_has_a_mean_with_its_interval(
     means = {s["model"]: s["mean"] for s in report["scores"]
              if (s["task"], s["metric"]) == ("echo", "length")}  # fmt: skip
     assert main["delta"] == pytest.approx(means["b"] - means["a"])
-    [file] = (out.path / "items" / "echo").glob(f"{models['a'].key}.jsonl")
+    [file] = (out.path / "items" / "echo").glob("a.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) == 12 and rows[0]["numbers"]["length"] == len(rows[0]["text"])
 
@@ -168,6 +168,24 @@ def test_a_killed_evaluation_goes_on_and_a_further_model_asks_only_that_one(
     more = task(n=15)
     run(Evaluate(models=[models["a"]], tasks=[more]), "more")
     assert len(asked) == 10 + 12 + 3
+
+
+def test_models_from_directories_of_one_name_are_told_apart(
+    tiny_model: Path, tmp_path: Path, task: Any, run: Any
+) -> None:
+    folders = [tmp_path / side / "model" for side in ("x", "y")]
+    for folder in folders:
+        shutil.copytree(tiny_model, folder)
+    gate = Gate(model=handle(folders[1], ""), task="echo", at_least=0.0)
+    both = [handle(folder, "") for folder in folders]
+    report, out = run(Evaluate(models=both, tasks=[task()], gates=[gate]))
+    assert [s["model"] for s in report["scores"] if s["task"] == "echo"][::2] == [
+        "model",
+        "model-2",
+    ]
+    assert report["gates"][0]["model"] == "model-2"
+    kept = {file.name for file in (out.path / "items" / "echo").iterdir()}
+    assert kept == {"model.jsonl", "model-2.jsonl"}
 
 
 def test_a_model_that_was_made_anew_is_asked_anew(tiny_model: Path, tmp_path: Path) -> None:
