@@ -166,8 +166,7 @@ class _Line:
             if self.signals.count:
                 raise Interrupted
             self.make(stage)
-        stopped = store.manifest(path)["stopped"]
-        if stopped:
+        if stopped := _stopped(stage):
             raise GateStopped(f"{stage.name}: {stopped}")
 
     def make(self, stage: Planned) -> None:
@@ -238,6 +237,13 @@ class Signals:
             signal.signal(number, handler)
 
 
+def _stopped(stage: Planned) -> str | None:
+    """Why the chain stops at a stage that is made: as it was made, or by the recipe's gate now."""
+    path = stage.artifact.path
+    stopped: str | None = store.manifest(path)["stopped"]
+    return stopped or stage.stage.verdict(path)
+
+
 def _failure(name: str, work: Path, code: int, on: str) -> str:
     """What to tell about a stage that left no artifact."""
     if (work / "error.json").is_file():
@@ -297,7 +303,7 @@ def status(plan: Plan) -> int:
 def _detail(stage: Planned, state: str) -> str:
     if state == "done":
         about = store.manifest(stage.artifact.path)
-        return f"{about['seconds']:.1f} s, {about['stopped'] or 'made ' + about['made_at']}"
+        return f"{about['seconds']:.1f} s, {_stopped(stage) or 'made ' + about['made_at']}"
     if state in ("running", "partial"):
         progress = store.partial(stage.artifact.path) / "progress.json"
         if progress.is_file():

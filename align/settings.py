@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
@@ -49,8 +50,8 @@ class Stage(Settings):
 
     Fields that hold an artifact (`model: Model`) or data (`data: list[Conversations | Source]`)
     are what the stage consumes; the return annotation of `run` is what it makes.
-    A field with `Field(exclude=True)` says where or how fast a stage runs: it is recorded, and not
-    part of the artifact's key.
+    A field with `Field(exclude=True)` says where or how fast a stage runs, or what `verdict` asks
+    for: it is recorded, and not part of the artifact's key.
     """
 
     seed: int = pydantic.Field(0, ge=0, lt=2**32)
@@ -63,6 +64,13 @@ class Stage(Settings):
     def run(self, out: Out) -> Artifact:
         """Do the work in `out.path` and return the artifact that lies there."""
         raise NotImplementedError
+
+    def verdict(self, path: Path) -> str | None:
+        """Why the chain stops at what the stage made in `path`; None: it goes on.
+
+        Asked every time the recipe is run, so that another gate needs no other artifact.
+        """
+        return None
 
 
 class Reward(Settings):
@@ -79,6 +87,9 @@ class Reward(Settings):
     ) -> list[float | None] | list[dict[str, float | None]]:
         """One number, or one mapping of named numbers, per answer."""
         raise NotImplementedError
+
+    def free(self) -> None:
+        """Let go of what was loaded, before something else needs the device."""
 
 
 class Task(Settings):

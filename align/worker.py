@@ -90,9 +90,8 @@ def make(work: Path) -> int:
     with store.lock(work.parent, name, f"{name} is being made"):
         if (work / store.MANIFEST).is_file():  # killed between the manifest and the rename
             with contextlib.suppress(StageFailed):
-                about = store.verify(work)
-                store.finish(work)
-                return 3 if about["stopped"] else 0
+                store.verify(work)
+                return judge(store.finish(work))
             (work / store.MANIFEST).unlink()
         record = read_json(work / "stage.json")
         began = begun_with(work)
@@ -113,8 +112,14 @@ def make(work: Path) -> int:
         made["began_with"] = began
         made["made_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         with quiet(work / "log.txt"):
-            store.publish(work, made)
-    return 3 if made["stopped"] else 0
+            path = store.publish(work, made)
+    return judge(path)
+
+
+def judge(path: Path) -> int:
+    """The exit code of what was made: 3 where a gate says stop. The runner gives the reason."""
+    stage = records.restore(read_json(path / "stage.json"), path.parent)
+    return 3 if store.manifest(path)["stopped"] or stage.verdict(path) else 0
 
 
 def unchanged(work: Path, record: dict[str, Any]) -> None:

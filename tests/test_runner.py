@@ -23,12 +23,14 @@ import os, signal, time
 from pathlib import Path
 from typing import Any
 from align.artifacts import Prompts
+from pydantic import Field
 from align.errors import GateStopped, StageFailed
 from align.settings import Stage
 
 
 class Step(Stage):
     does: str = "rows"
+    bar: int = Field(0, exclude=True)
     value: int = 0
     data: Prompts | None = None
 
@@ -54,6 +56,10 @@ class Step(Stage):
                     file.write(bytes(4096))
         out.write_rows([{"id": str(self.value), "prompt": []}])
         return Prompts(out.path)
+
+    def verdict(self, path: Path) -> str | None:
+        made = int((path / "log.txt").read_text().split("» value ")[1].split()[0])
+        return f"{made} is below {self.bar}." if made < self.bar else None
 """
 
 MAKER = """
@@ -294,6 +300,19 @@ def test_a_gate_that_says_stop_says_so_every_time(said: Said) -> None:
         assert "second: accuracy .51 is below .60: look at the data.\n" in said()
     store.verify(plan(text).stages["second"].artifact.path)
     assert runner.run(plan(text), ["first"]) == 0, "only what a target needs can stop it"
+
+
+def test_a_gate_is_judged_every_time_and_another_one_makes_nothing_again(said: Said) -> None:
+    high, low = (CHAIN.replace("value: 2", f"value: 2, bar: {bar}") for bar in (3, 2))
+    for expected in (["rows 1", "rows 2"], []):
+        assert runner.run(plan(high)) == 3
+        assert ran() == expected
+        assert "second: 2 is below 3.\n" in said()
+    made = plan(high).stages["second"].artifact.path
+    assert runner.run(plan(low)) == 0
+    assert ran() == ["rows 3"]
+    assert plan(low).stages["second"].artifact.path == made
+    assert runner.run(plan(high)) == 3, "raised again, it stops again"
 
 
 def test_a_damaged_artifact_is_named_and_can_be_made_again(said: Said) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from align import data, models, training
-from align.artifacts import Model, Preferences, RewardModel
+from align.artifacts import Model, Preferences, RewardModel, read_json
 from align.data import Source
-from align.errors import GateStopped
 from align.launch import Launch
 from align.out import Out
 from align.settings import Library, Settings, Stage
@@ -42,7 +42,9 @@ class TrainRewardModel(Stage):
     holdout: float = Field(0.1, ge=0, lt=1)
     """Without `eval_data`, the share of pairs held out: whole prompts, at most 1000 pairs."""
 
-    gate: Gate | None = Gate()
+    gate: Gate | None = Field(Gate(), exclude=True)
+    """Judged at every run: another gate trains nothing again."""
+
     patience: int = Field(3, ge=1)
     """Evaluations in a row without a lower loss after which training stops."""
 
@@ -77,19 +79,22 @@ class TrainRewardModel(Stage):
             metrics |= measure(made, held_out)
         training.finish(out, metrics)
         if held_out:
-            low, high = metrics["accuracy_low"], metrics["accuracy_high"]
-            fact = (
-                f"It prefers the better answer in {metrics['accuracy']:.1%} of "
-                f"{metrics['held_out']} held-out pairs (95 % interval {low:.1%} to {high:.1%})"
-            )
-            out.say(f"{fact}.")
-            if self.gate and low < self.gate.accuracy:
-                raise GateStopped(
-                    f"{fact}; its gate wants at least {self.gate.accuracy:.1%} at the lower end. "
-                    "Give it more or cleaner pairs, train it longer, measure it on more pairs "
-                    "(`eval_data:`, `holdout:`), or change `gate:` (null for none)."
-                )
+            out.say(f"{_fact(metrics)}.")
         return made
+
+    def verdict(self, path: Path) -> str | None:
+        """Why the chain stops: the held-out accuracy may be below the gate."""
+        if self.gate is None:
+            return None
+        metrics = read_json(path / "metrics.json")
+        if metrics["accuracy_low"] >= self.gate.accuracy:
+            return None
+        return (
+            f"{_fact(metrics)}; its gate wants at least {self.gate.accuracy:.1%} at the lower end. "
+            "Give it more or cleaner pairs, train it longer, measure it on more pairs "
+            "(`eval_data:`, `holdout:`), or change `gate:` (null for none), for which nothing is "
+            "trained again."
+        )
 
     def _train(self, out: Out) -> tuple[dict[str, float], Any]:
         from trl import RewardConfig
@@ -127,3 +132,11 @@ class TrainRewardModel(Stage):
         models.save(network, tokenizer, self.model, out, **how)
         trainer.accelerator.wait_for_everyone()
         return metrics, held_out
+
+
+def _fact(metrics: dict[str, float]) -> str:
+    return (
+        f"It prefers the better answer in {metrics['accuracy']:.1%} of {metrics['held_out']} "
+        f"held-out pairs (95 % interval {metrics['accuracy_low']:.1%} to "
+        f"{metrics['accuracy_high']:.1%})"
+    )

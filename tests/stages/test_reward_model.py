@@ -12,10 +12,10 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
-from align import models, scores
+from align import models, records, scores
 from align.artifacts import Model, RewardModel
 from align.data import Source
-from align.errors import GateStopped, StageFailed
+from align.errors import StageFailed
 from align.out import Out
 from align.preference import comparisons, hold_out
 from align.stages.reward_model import Gate, TrainRewardModel
@@ -117,17 +117,23 @@ def test_a_head_and_an_adapter_learn_on_a_bfloat16_base(
 
 
 def test_a_reward_model_that_guesses_stops_the_chain_and_is_kept(
-    make: Callable[..., Any], tmp_path: Path
+    make: Callable[..., Any], tmp_path: Path, tiny_model: Path
 ) -> None:
     coin = random.Random(0)
     rows = []
     for i in range(80):
         better, worse = coin.sample("ab", 2)
         rows.append({"prompt": f"Ask {i}", "chosen": better, "rejected": worse})
-    with pytest.raises(GateStopped) as stop:
-        make(rows, holdout=0.5)
-    assert "of 40 held-out pairs" in str(stop.value) and "`gate:`" in str(stop.value)
-    made = RewardModel(tmp_path / "runs" / "made")
+    made = make(rows, holdout=0.5)
+    stage = TrainRewardModel(data=[], model=base(tiny_model))
+    stop = stage.verdict(made.path)
+    assert stop is not None and "of 40 held-out pairs" in stop and "`gate:`" in stop
+    for lower in (None, Gate(accuracy=0.1)):
+        other = stage.model_copy(update={"gate": lower})
+        assert other.verdict(made.path) is None
+        contents = records.Contents(tmp_path)
+        same = [records.key(one, "reward_model", 0, contents) for one in (stage, other)]
+        assert same[0] == same[1], "another gate must not train another model"
     assert score(made, ["a"])[0] is not None
     numbers = json.loads((made.path / "metrics.json").read_text())
     assert numbers["accuracy_low"] < 0.5 and numbers["held_out"] == 40
