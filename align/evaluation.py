@@ -125,13 +125,15 @@ def measure(
     results, before = Results(), 0
     for model in models:
         asked = Asked(model, content(model, contents), out.cache, rows)
+        answered = []
         for name, task, items in named:
-            if not takes(task, model):
-                continue
-
-            note = f"{name} of {name_of(model)}"
-            said = asked.ask(task, items, seed, partial(_progress, out, before, total, note))
-            before += len(items)
+            if takes(task, model):
+                note = f"{name} of {name_of(model)}"
+                said = asked.ask(task, items, seed, partial(_progress, out, before, total, note))
+                before += len(items)
+                answered.append((name, task, items, said))
+        del asked  # a judge takes the model's place on the device
+        for name, task, items, said in answered:
             graded = grade(task, items, said)
             results.add(model, name, items, graded)
             _keep(out, name, model, items, said, graded)

@@ -97,7 +97,9 @@ def grade(reward: Reward, items: list[dict[str, Any]], answers: list[str]) -> li
     """
     columns = columns_of([{k: v for k, v in i.items() if k not in ("id", "prompt")} for i in items])
     completions = [[{"role": "assistant", "content": answer}] for answer in answers]
-    return call(reward, [item["prompt"] for item in items], completions, columns)
+    numbers = call(reward, [item["prompt"] for item in items], completions, columns)
+    reward.free()
+    return numbers
 
 
 def text(completion: Dialog) -> str:

@@ -33,3 +33,7 @@ class ModelReward(Reward):
             self._loaded = scores.load(self.model)
         tools = columns.get("tools") or [None] * len(prompts)
         return scores.dialogs(*self._loaded, prompts, completions, tools, tokens=self.tokens)
+
+    def free(self) -> None:
+        """The next call loads the model again."""
+        self._loaded = None

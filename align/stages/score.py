@@ -68,6 +68,8 @@ class Score(Stage):
             scores = [dict(answer.get("scores", {})) for answer in answers]
             for name, reward in zip(names, self.rewards, strict=True):
                 found = rewards.call(reward, prompts, completions, columns, progress)
+                if len(names) > 1:  # models of several rewards need not fit together
+                    reward.free()
                 for into, numbers in zip(scores, found, strict=True):
                     into[name] = numbers.pop("score")
                     into.update({f"{name}.{detail}": x for detail, x in numbers.items()})

@@ -1,7 +1,9 @@
 """Evaluation: asked once, remembered, compared on the same items, gates with their verdicts."""
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from align.errors import GateStopped, StageFailed
 from align.evaluation import Results, content
 from align.gates import Gate
 from align.out import Out
-from align.settings import Task
+from align.settings import Reward, Task
 from align.stages.evaluate import Comparison, Evaluate
 
 TASK = '''
@@ -186,6 +188,32 @@ def test_models_from_directories_of_one_name_are_told_apart(
     assert report["gates"][0]["model"] == "model-2"
     kept = {file.name for file in (out.path / "items" / "echo").iterdir()}
     assert kept == {"model.jsonl", "model-2.jsonl"}
+
+
+def test_a_judge_is_loaded_after_the_model_and_freed_before_the_next(
+    models: Any, run: Any, write_rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from align import models as loading
+
+    alive: list[weakref.ref[Any]] = []
+    original = loading.load
+
+    def load(*args: Any, **more: Any) -> Any:
+        gc.collect()
+        assert [kept() for kept in alive if kept() is not None] == []
+        network = original(*args, **more)
+        alive.append(weakref.ref(network))
+        return network
+
+    monkeypatch.setattr(loading, "load", load)
+    file = shelf.find("reward/model.py")
+    assert file is not None
+    judge = shelf.load(file, Reward)(model=models["judge"])
+    data = Source(path=str(write_rows("held.jsonl", [{"prompt": f"ask {i}"} for i in range(4)])))
+    few = {"max_new_tokens": 4}
+    graded = shelved("answers", data=data, reward=judge, generation=few)
+    run(Evaluate(models=[models["a"], models["b"]], tasks=[graded, graded]))
+    assert len(alive) == 2 + 4
 
 
 def test_a_model_that_was_made_anew_is_asked_anew(tiny_model: Path, tmp_path: Path) -> None:

@@ -121,6 +121,18 @@ def test_every_rewards_numbers_stay_and_combine_says_what_counts(
     assert out.counts["answers"]["n"] == 2
 
 
+def test_one_of_several_rewards_is_loaded_at_a_time_and_one_alone_once(
+    store: Any, run: Any, length: Reward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[int] = []
+    monkeypatch.setattr(type(length), "free", lambda self: freed.append(1))
+    samples = store(Samples, [row("a", answer(0, "x")), row("b", answer(0, "x"))])
+    run(Score(samples=samples, rewards=[length], shard=1))
+    assert freed == []
+    run(Score(samples=samples, rewards=[length, length], combine={"length": 1}, shard=1))
+    assert len(freed) == 4
+
+
 def test_several_rewards_need_weights_and_weights_need_rewards(store: Any, length: Reward) -> None:
     samples = store(Samples, [row("a", answer(0, "x"))])
     [(key, message)] = Score(samples=samples, rewards=[length, length]).check()
