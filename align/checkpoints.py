@@ -28,7 +28,7 @@ def found(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.name[11:]), reverse=True)
 
 
-def seal(checkpoint: Path, world: int) -> None:
+def seal(checkpoint: Path) -> None:
     """Mark a checkpoint as complete: every file on disk, its size and sha256 in `complete.json`."""
     files = {}
     for path in sorted(checkpoint.rglob("*")):
@@ -36,7 +36,7 @@ def seal(checkpoint: Path, world: int) -> None:
             files[str(path.relative_to(checkpoint))] = _digest(path)
     temporary = checkpoint / f"{COMPLETE}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"world": world, "files": files}, file, indent=1)
+        json.dump({"files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, checkpoint / COMPLETE)
@@ -50,9 +50,9 @@ def prune(folder: Path) -> None:
     """Remove all but the newest checkpoints and the best one of each: what `last` may use."""
     kept = found(folder)[:KEEP]
     states = [read_json(path / "trainer_state.json") for path in kept]
-    best = {Path(state["best_model_checkpoint"] or "none") for state in states}
+    best = {Path(state["best_model_checkpoint"] or "none").name for state in states}
     for old in found(folder)[KEEP:]:
-        if old not in best:
+        if old.name not in best:
             shutil.rmtree(old)
 
 
@@ -83,12 +83,29 @@ def last(folder: Path, out: Out) -> Path | None:
     for path in found(folder):
         problem = damage(path)
         if problem is None:
-            best = read_json(path / "trainer_state.json")["best_model_checkpoint"]
-            if best is None or (problem := damage(Path(best))) is None:
+            best = _best(path)
+            if best is None or (problem := damage(best)) is None:
                 return path
-            problem = f"the best one so far, {Path(best).name}, is lost: {problem}"
+            problem = f"the best one so far, {best.name}, is lost: {problem}"
         aside = path.with_name(path.name + ".damaged")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         out.say(f"{path.name} is not used: {problem}. It is now {aside.name}.")
     return None
+
+
+def _best(checkpoint: Path) -> Path | None:
+    """The best checkpoint so far, beside this one; transformers noted where it was when written.
+
+    After a move of the store the note is corrected, or transformers would forget the best one.
+    """
+    file = checkpoint / "trainer_state.json"
+    state = read_json(file)
+    noted = state["best_model_checkpoint"]
+    if noted is None:
+        return None
+    best = checkpoint.with_name(Path(noted).name)
+    if noted != str(best) and best.is_dir():
+        file.write_text(json.dumps(state | {"best_model_checkpoint": str(best)}), encoding="utf-8")
+        seal(checkpoint)
+    return best

@@ -330,7 +330,7 @@ class Ordered(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir)
-            checkpoints.seal(folder / f"checkpoint-{self.state.global_step}", self.args.world_size)
+            checkpoints.seal(folder / f"checkpoint-{self.state.global_step}")
             checkpoints.prune(folder)
         self._saved_at = time.monotonic()
         self._saved_step = self.state.global_step

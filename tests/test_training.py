@@ -235,7 +235,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in FILES:
             (checkpoint / name).write_bytes(os.urandom(100))
         (checkpoint / "trainer_state.json").write_text('{"best_model_checkpoint": null}')
-        checkpoints.seal(checkpoint, 1)
+        checkpoints.seal(checkpoint)
     return folder
 
 
@@ -277,10 +277,28 @@ def test_a_checkpoint_whose_best_one_is_lost_is_not_used(saved: Path, tmp_path: 
     shutil.copytree(saved, folder)
     state = {"best_model_checkpoint": str(folder / "checkpoint-2")}
     (folder / "checkpoint-4" / "trainer_state.json").write_text(json.dumps(state))
-    checkpoints.seal(folder / "checkpoint-4", 1)
+    checkpoints.seal(folder / "checkpoint-4")
     assert checkpoints.last(folder, new(tmp_path / "out")) == folder / "checkpoint-4"
     flip(folder / "checkpoint-2" / "model.safetensors")
     assert checkpoints.last(folder, new(tmp_path / "out")) is None
+
+
+def test_the_best_checkpoint_is_found_after_the_store_was_moved(
+    saved: Path, tmp_path: Path
+) -> None:
+    """transformers notes an absolute path, and forgets the best one where it leads nowhere."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved, folder)
+    state = {"best_model_checkpoint": "/gone/checkpoints/checkpoint-2", "global_step": 4}
+    (folder / "checkpoint-4" / "trainer_state.json").write_text(json.dumps(state))
+    checkpoints.seal(folder / "checkpoint-4")
+    shutil.copytree(saved / "checkpoint-4", folder / "checkpoint-3")
+    for _ in range(2):
+        assert checkpoints.last(folder, new(tmp_path / "out")) == folder / "checkpoint-4"
+    noted = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())
+    assert noted == state | {"best_model_checkpoint": str(folder / "checkpoint-2")}
+    checkpoints.prune(folder)
+    assert (folder / "checkpoint-2").is_dir()
 
 
 def test_the_best_one_of_the_checkpoint_before_is_kept_too(saved: Path, tmp_path: Path) -> None:
@@ -290,7 +308,7 @@ def test_the_best_one_of_the_checkpoint_before_is_kept_too(saved: Path, tmp_path
         shutil.copytree(saved / "checkpoint-4", folder / f"checkpoint-{step}")
         state = {"best_model_checkpoint": str(folder / f"checkpoint-{best}")}
         (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
-        checkpoints.seal(folder / f"checkpoint-{step}", 1)
+        checkpoints.seal(folder / f"checkpoint-{step}")
     checkpoints.prune(folder)
     assert [path.name[11:] for path in checkpoints.found(folder)] == ["8", "6", "2"]
     flip(folder / "checkpoint-8" / "optimizer.pt")
