@@ -30,13 +30,13 @@ align: .venv/ready  ## run the whole chain of RECIPE (quickstart by default), of
 plan: .venv/ready  ## check RECIPE and say what it will do
 	$(ALIGN) plan $(RECIPE) $(OVERRIDES)
 
-sft: .venv/ready  ## run RECIPE up to its sft stages
+sft: .venv/ready  ## run RECIPE up to the stage called sft, else every stage of that kind
 	$(ALIGN) run $(RECIPE) sft $(OVERRIDES)
 
-dpo: .venv/ready  ## run RECIPE up to its dpo stages
+dpo: .venv/ready  ## run RECIPE up to the stage called dpo, else every stage of that kind
 	$(ALIGN) run $(RECIPE) dpo $(OVERRIDES)
 
-eval: .venv/ready  ## run RECIPE up to its evaluate stages
+eval: .venv/ready  ## run RECIPE up to the stage called evaluate, else every stage of that kind
 	$(ALIGN) run $(RECIPE) evaluate $(OVERRIDES)
 
 test: .venv/ready  ## the tests (CPU, offline)
@@ -64,5 +64,5 @@ bench: .venv/ready  ## side-by-side measurements, minutes long
 freeze: .venv/ready  ## write the installed versions as exact pins
 	( sed -n '1,2p' constraints/py311.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' ) > constraints/new && mv constraints/new constraints/py311.txt
 
-clean:  ## remove the environment and caches; runs/ stays (align clean tidies it)
+clean:  ## remove the environment and caches; runs/ stays (align clean --yes tidies it)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist build

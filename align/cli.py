@@ -51,7 +51,9 @@ def run(arguments: list[str]) -> int:
       align run mine --again dpo
     """
     parser = _recipe_parser(run)
-    parser.add_argument("stages", metavar="STAGE", nargs="*", help="a stage's name, or a kind")
+    parser.add_argument(
+        "stages", metavar="STAGE", nargs="*", default=[], help="a stage's name, or a kind"
+    )
     parser.add_argument(
         "--again",
         metavar="STAGE",
@@ -120,10 +122,12 @@ def new(arguments: list[str]) -> int:
         raise RecipeError([Problem(asked.name, "", "This exists already. Choose another name.")])
     origin = shelf.SHELF / "recipes" / asked.origin
     shutil.copytree(origin, target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    for file in target.rglob("*.yaml"):
+    for file in (*target.rglob("*.yaml"), *target.rglob("*.md")):
         text = file.read_text(encoding="utf-8")
         text = text.replace(f"recipes/{asked.origin}/", f"{target.as_posix()}/")
         text = text.replace("$schema=../recipe.schema.json", f"$schema={shelf.SCHEMA}")
+        for verb in ("run", "plan"):
+            text = text.replace(f"align {verb} {asked.origin}", f"align {verb} {asked.name}")
         file.write_text(text, encoding="utf-8")
     print(f"{target}/recipe.yaml is yours. Check it with: align plan {asked.name}")
     return 0
@@ -133,7 +137,7 @@ def clean(arguments: list[str]) -> int:
     """Show what no recipe here still needs, and remove it if told so.
 
     Needed is what the latest run of each recipe made or used, what it was made from, and what the
-    recipes named here plan.
+    recipes named here plan. Nothing is removed without --yes.
 
     examples:
       align clean
@@ -141,7 +145,7 @@ def clean(arguments: list[str]) -> int:
     """
     parser = _parser(clean)
     parser.add_argument("recipes", metavar="RECIPE", nargs="*", help="keep what these need, too")
-    parser.add_argument("--yes", action="store_true", help="remove it")
+    parser.add_argument("--yes", action="store_true", help="remove what is shown")
     _add_store(parser)
     asked = parser.parse_args(arguments)
     plans = [read(recipe, (), asked.store) for recipe in asked.recipes]

@@ -145,6 +145,7 @@ def test_a_copied_recipe_plans_and_owns_its_files(
     assert main(["plan", "copy"]) == 0
     text = Path("copy/recipe.yaml").read_text()
     assert f"recipes/{origin}/" not in text
+    assert "align run copy" in text and f"align run {origin}" not in text
     (schema,) = [line.partition("$schema=")[2] for line in text.splitlines() if "$schema" in line]
     assert Path(schema).is_file()
     capsys.readouterr()
@@ -180,6 +181,12 @@ def test_help_names_every_command_and_every_command_has_examples(
             main([name, "--help"])
         assert end.value.code == 0
         assert f"examples:\n  align {name}" in capsys.readouterr().out
+
+
+def test_run_needs_a_recipe_and_no_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: RECIPE\n")
 
 
 def test_a_command_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
