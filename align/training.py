@@ -115,8 +115,27 @@ def check(stage: Any) -> Iterator[tuple[str, str]]:
             _micro_batch(stage.batch_size, launch.processes({"launch": stage.launch}), micro)
         except StageFailed as failure:
             yield "batch_size", str(failure)
-    if stage.trainer.get("eval_strategy", "no") != "no" and not stage.eval_data:
+    for key in ("max_length", "num_train_epochs"):
+        asked = stage.trainer.get(key)
+        if isinstance(asked, (int, float)) and asked <= 0:
+            yield f"trainer.{key}", f"It is {asked}; it must be above 0."
+    measured = stage.trainer.get("eval_strategy", "no") != "no"
+    if measured and not stage.eval_data:
         yield "trainer.eval_strategy", "There is nothing to measure it on: give `eval_data:`."
+    if not stage.eval_data:
+        return
+    if not measured and "eval_strategy" in stage.trainer:
+        yield (
+            "trainer.eval_strategy",
+            "`eval_data:` is there to be measured on. Leave out one of the two.",
+        )
+    for key, works in (("save_steps", None), ("save_strategy", "best")):
+        if stage.trainer.get(key, works) != works:
+            yield (
+                f"trainer.{key}",
+                "With `eval_data:` a checkpoint is kept at every best measurement, and every "
+                f"{SAVE_SECONDS // 60} minutes. Leave it out; `eval_steps` says when to measure.",
+            )
 
 
 class Trained(Protocol):

@@ -74,6 +74,12 @@ class Dpo(Stage):
                 "trainer.label_smoothing",
                 f"{said} does not read it: only {readers} do. Leave it out, or name one of these.",
             )
+        if losses and set(losses) == {"sft"}:
+            yield (
+                "trainer.loss_type",
+                "sft alone does not read the rejected answers. Name another loss beside it "
+                "(`[sigmoid, sft]`), or use an `sft` stage.",
+            )
         if "exo_pair" in losses and not smooth:
             yield "trainer.loss_type", "exo_pair needs label_smoothing above 0, such as 0.001."
         weights = self.trainer.get("loss_weights", losses)

@@ -353,6 +353,8 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"label_smoothing": 0.1}, "sigmoid does not read it"),
     ({"label_smoothing": 0.1, "loss_type": "robust"}, ""),
     ({"loss_type": ["exo_pair"]}, "exo_pair needs label_smoothing above 0"),
+    ({"loss_type": ["sft"]}, "sft alone does not read the rejected answers"),
+    ({"loss_type": "sft"}, "sft alone does not read the rejected answers"),
     ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "There are 2 losses"),
     ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}, ""),
 ]
@@ -362,6 +364,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
 def test_what_trl_would_ignore_is_a_problem_of_the_recipe(
     trainer: dict[str, Any], message: str, tiny_model: Path
 ) -> None:
+    """`label_smoothing` does nothing with the sigmoid loss; `sft` alone is no preference loss."""
     stage = Dpo(model=base(tiny_model), data=[Source(path="x.jsonl")], trainer=trainer)
     problems = [text for _, text in stage.check()]
     assert len(problems) == bool(message)
