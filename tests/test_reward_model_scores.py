@@ -1,4 +1,4 @@
-"""Scores of a reward model through reward/model.py: the same alone, in any batch, as in training."""
+"""Scores of a reward model through reward/model.py: the same alone, in a batch, as in training."""
 
 import random
 from pathlib import Path
