@@ -42,9 +42,6 @@ def environment() -> dict[str, str]:
     threads when they are imported (OpenBLAS, Arrow's jemalloc) do not.
     """
     return {
-        # threads that wait must not hold a core: on two busy cores a stage of a small model took
-        # 21.6 s with torch's two threads spinning, 17.3 s like this, 16.2 s with one thread
-        "OMP_WAIT_POLICY": "PASSIVE",
         **os.environ,
         "PYTHONSAFEPATH": "1",
         "PYTHONHASHSEED": "0",
