@@ -44,6 +44,12 @@ class Encoded:
         return next(i for i, kind in enumerate(self.kinds) if kind)
 
 
+NO_TEMPLATE = (
+    "The tokenizer of {} has no chat template. "
+    "Name one: base: {{chat_template: chatml}}, or a jinja file."
+)
+
+
 def render(tokenizer: Any, messages: Dialog, *, prompt: bool = False, tools: Any = None) -> str:
     """The text of a dialog; with `prompt`, up to where the assistant's next turn begins.
 
@@ -53,10 +59,7 @@ def render(tokenizer: Any, messages: Dialog, *, prompt: bool = False, tools: Any
     import jinja2
 
     if tokenizer.chat_template is None:
-        raise StageFailed(
-            f"The tokenizer of {tokenizer.name_or_path} has no chat template. "
-            "Name one: base: {chat_template: chatml}, or a jinja file."
-        )
+        raise StageFailed(NO_TEMPLATE.format(tokenizer.name_or_path))
     tools = json.loads(tools) if isinstance(tools, str) else tools
     try:
         text = tokenizer.apply_chat_template(

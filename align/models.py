@@ -16,7 +16,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -147,23 +147,48 @@ def tokenizer(model: Model) -> Any:
         )
     vocabulary = loaded.get_vocab()
     for key, wanted in (("pad_token", spec.base.pad_token), ("eos_token", spec.base.eos_token)):
-        if wanted is not None and wanted not in vocabulary:
-            raise StageFailed(
-                f'base.{key}: "{wanted}" is not in the vocabulary of {spec.tokenizer}. '
-                "Name a token that is."
-            )
+        own = getattr(loaded, key)
+        if problem := token_problem(spec.tokenizer, key, wanted, own, vocabulary):
+            raise StageFailed(problem)
         if wanted is not None:
             setattr(loaded, key, wanted)
-        if getattr(loaded, key) is None:
-            candidates = [word for word in _CANDIDATES[key] if word in vocabulary]
-            example = candidates[0] if candidates else "…"
-            raise StageFailed(
-                f"The tokenizer of {spec.tokenizer} has no {key.replace('_', ' ')}. "
-                f'Name one: base: {{{key}: "{example}"}}.'
-            )
     if spec.base.chat_template is not None:
         use_template(loaded, spec.base.chat_template)
     return loaded
+
+
+def token_problem(
+    path: str, key: str, wanted: str | None, own: Any, vocabulary: Container[str]
+) -> str | None:
+    """Why a tokenizer cannot be used, in words: it has no token of its own, or not the one named."""
+    if wanted is not None:
+        if wanted in vocabulary:
+            return None
+        return f'base.{key}: "{wanted}" is not in the vocabulary of {path}. Name a token that is.'
+    if own is not None:
+        return None
+    example = next((word for word in _CANDIDATES[key] if word in vocabulary), "…")
+    return (
+        f"The tokenizer of {path} has no {key.replace('_', ' ')}. "
+        f'Name one: base: {{{key}: "{example}"}}.'
+    )
+
+
+def check_template(model: Model) -> Iterator[tuple[str, str]]:
+    """What a stage that renders dialogs yields from `check` where a directory has no template."""
+    if model.stage is not None or (model.path / "model.json").is_file():
+        return
+    base = Base(**model.spec()["base"])
+    folder = Path(base.path).expanduser()
+    config = folder / "tokenizer_config.json"
+    if base.chat_template is not None or not config.is_file():
+        return
+    try:
+        own = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+    except (ValueError, AttributeError):
+        return  # said where the recipe names the base
+    if not own and not any(folder.glob("*chat_template*")):
+        yield "model", chat.NO_TEMPLATE.format(base.path)
 
 
 def template(name: str) -> str:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import hub, shelf
 from align.artifacts import Artifact, Model, RewardModel
 from align.data import Source
-from align.models import Base
+from align.models import Base, token_problem
 from align.options import nearest
 from align.records import data_files, external, is_path
 from align.yaml import Node, show
@@ -194,7 +194,43 @@ def base(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
     if not isinstance(node.value, (dict, str)):
         fact = f"A model is a path, a hub id or a block, not {show(node.value)}."
         return reader.problem(node.place, path, fact)
-    return reader.block(Base, Node(block, node.place, node.key), path, given)
+    read = reader.block(Base, Node(block, node.place, node.key), path, given)
+    if not isinstance(read, Base):
+        return BAD
+    wrong = [
+        reader.problem(block.get(key, node).place, path, message) for key, message in _tokens(read)
+    ]
+    return BAD if wrong else read
+
+
+def _tokens(read: Base) -> Iterator[tuple[str, str]]:
+    """(key, message) of what is wrong with the tokenizer files of a directory, where it is sure.
+
+    Only the classes that take their tokens from the files alone are known to lack one.
+    """
+    folder = Path(read.path).expanduser()
+    files = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    if (folder / "model.json").is_file() or not all(file.is_file() for file in files):
+        return
+    try:
+        config = json.loads(files[0].read_text(encoding="utf-8"))
+        plain = config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+        plain = plain and not (folder / "special_tokens_map.json").is_file()
+        asked = {"pad_token": read.pad_token, "eos_token": read.eos_token}
+        own = {key: config.get(key) or (None if plain else "") for key in asked}
+        if all(word is None and own[key] is not None for key, word in asked.items()):
+            return
+        tokens = json.loads(files[1].read_text(encoding="utf-8"))
+        words = tokens["model"]["vocab"]
+        known = set(words if isinstance(words, dict) else (word for word, _ in words))
+        added = [*tokens.get("added_tokens", ()), *config.get("added_tokens_decoder", {}).values()]
+        known |= {token["content"] for token in added}
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
+        yield "path", f"The tokenizer files of {folder} cannot be read: {error!r}. Look at them."
+        return
+    for key, word in asked.items():
+        if message := token_problem(read.path, key, word, own[key], known):
+            yield key, message
 
 
 def _local_model(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:

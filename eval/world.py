@@ -26,5 +26,7 @@ class Held(Task):
 
     def grade(self, items: list[dict[str, Any]], answers: list[str]) -> list[dict[str, float]]:
         """Right or not."""
-        asked = (Item(item["subset"], item["prompt"][-1]["content"], item["want"]) for item in items)
-        return [{"right": judge(item, text)} for item, text in zip(asked, answers, strict=True)]
+        return [
+            {"right": judge(Item(one["subset"], one["prompt"][-1]["content"], one["want"]), text)}
+            for one, text in zip(items, answers, strict=True)
+        ]

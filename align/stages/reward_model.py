@@ -62,6 +62,7 @@ class TrainRewardModel(Stage):
         """`lora:` on a model with another adapter; a gate with nothing to measure it on."""
         yield from training.check(self)
         yield from models.check_lora(self.model, self.lora)
+        yield from models.check_template(self.model)
         if self.gate and not self.holdout and not self.eval_data:
             yield (
                 "gate",

@@ -50,8 +50,9 @@ class Sample(Stage):
     """Prompts per shard: what a kill can lose. About 1,024 answers unless set."""
 
     def check(self) -> Iterable[tuple[str, str]]:
-        """Options that decoding does not know."""
-        return problems(self.generation)
+        """Options that decoding does not know; a model that cannot render a dialog."""
+        yield from problems(self.generation)
+        yield from models.check_template(self.model)
 
     def run(self, out: Out) -> Samples:
         """Sample shard by shard."""

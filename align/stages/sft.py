@@ -49,6 +49,7 @@ class Sft(Stage):
     def check(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for what is wrong and can be known before anything runs."""
         yield from models.check_lora(self.model, self.lora)
+        yield from models.check_template(self.model)
         yield from training.check(self)
 
     def run(self, out: Out) -> Model:

@@ -7,7 +7,7 @@ from align.world import FAILING, SKILLS, World
 
 
 class Demonstrations(Stage):
-    """Conversations of mixed quality, as people write them: some right, more with a fault or two."""
+    """Conversations of mixed quality, as people write them: some right, most with a fault."""
 
     rows: int
     """How many."""
