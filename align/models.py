@@ -160,7 +160,7 @@ def tokenizer(model: Model) -> Any:
 def token_problem(
     path: str, key: str, wanted: str | None, own: Any, vocabulary: Container[str]
 ) -> str | None:
-    """Why a tokenizer cannot be used, in words: it has no token of its own, or not the one named."""
+    """Why a tokenizer cannot be used: it has no token of its own, or not the one named."""
     if wanted is not None:
         if wanted in vocabulary:
             return None

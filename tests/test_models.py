@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from align import chat, models
+from align import chat, models, recipe
 from align.artifacts import Model, RewardModel
-from align.errors import StageFailed
+from align.errors import RecipeError, StageFailed
 from align.out import Out
 from align.stages.merge import Merge
 from align.stages.sft import Sft
@@ -288,6 +288,55 @@ def test_a_missing_token_is_a_sentence_with_a_remedy_that_works(
     assert getattr(models.tokenizer(base(model.path, **{key: word})), key) == word
     with pytest.raises(StageFailed, match=f'base.{key}: "<nope>" is not in the vocabulary'):
         models.tokenizer(base(model.path, **{key: "<nope>"}))
+
+
+def planned(text: str) -> list[str]:
+    """The problems of a recipe that is only read, and never loads a tokenizer."""
+    Path("r.yaml").write_text(text)
+    row = {"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c", "text": "a b"}
+    Path("d.jsonl").write_text(json.dumps(row) + "\n")
+    try:
+        recipe.read("r.yaml")
+    except RecipeError as error:
+        return [str(problem) for problem in error.problems]
+    return []
+
+
+@pytest.mark.parametrize("key", ["pad_token", "eos_token"])
+def test_a_missing_or_unknown_token_is_found_by_the_plan_in_the_same_words(
+    broken: Callable[..., Model], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = broken(**{key: None}).path
+    stages = "\nstages: {sft: {model: base, data: d.jsonl}}\n"
+    for given, place in (("", "1:7"), (f', {key}: "<nope>"', ""), (f', {key}: "<pad>"', None)):
+        found = planned(f"base: {{path: {path}{given}}}{stages}")
+        if place is None:
+            assert found == []
+            continue
+        with pytest.raises(StageFailed) as error:
+            models.tokenizer(base(path, **({key: "<nope>"} if given else {})))
+        assert len(found) == 1 and found[0].startswith(f"r.yaml:{place or '1:'}")
+        assert found[0].endswith(f": base: {error.value}")
+
+
+def test_a_missing_template_is_found_by_the_plan_where_dialogs_are_rendered(
+    broken: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = broken().path
+    (path / "chat_template.jinja").unlink()
+    needs = {"sft": "data", "dpo": "data", "reward_model": "data", "sample": "prompts"}
+    for use, key in needs.items():
+        stages = f"stages: {{one: {{use: {use}, model: base, {key}: d.jsonl}}}}\n"
+        (found,) = planned(f"base: {path}\n{stages}")
+        assert found.startswith("r.yaml:2:") and f"one.model: The tokenizer of {path}" in found
+        assert "Name one: base: {chat_template: chatml}" in found
+        assert planned(f"base: {{path: {path}, chat_template: chatml}}\n{stages}") == []
+    assert planned(f"base: {path}\nstages: {{pretrain: {{model: base, data: d.jsonl}}}}\n") == []
+    (path / "tokenizer.json").write_text("{")
+    (found,) = planned(f"base: {{path: {path}, pad_token: <pad>, chat_template: plain}}\n{stages}")
+    assert "The tokenizer files of" in found and "cannot be read" in found
 
 
 def test_a_reward_model_needs_a_pad_token_of_its_own(broken: Callable[..., Model]) -> None:

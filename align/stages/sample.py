@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from align import shards
+from align import models, shards
 from align.artifacts import Model, Prompts, Samples
 from align.data import Source, mix
 from align.decoding import Generation, problems
@@ -56,7 +56,7 @@ class Sample(Stage):
 
     def run(self, out: Out) -> Samples:
         """Sample shard by shard."""
-        from align import chat, generate, models
+        from align import chat, generate
 
         tokenizer = models.tokenizer(self.model)
         network = generate.folded(models.load(self.model))
