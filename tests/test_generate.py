@@ -77,6 +77,7 @@ def test_greedy_answers_are_those_of_transformers_generate(
 def test_an_answer_is_the_same_alone_in_any_batch_and_in_any_order(
     model: Any, tokenizer: Any, prompts: Any
 ) -> None:
+    """Padding on the right would change answers; transformers does not refuse it."""
     together = tokens_of(draw(model, tokenizer, prompts, n=4, seed=3))
     for rows in (1, 5, 16, 1000):
         assert tokens_of(draw(model, tokenizer, prompts, n=4, seed=3, rows=rows)) == together
@@ -113,7 +114,7 @@ def test_seeds_prompts_and_samples_differ(model: Any, tokenizer: Any, prompts: A
 def test_no_option_means_the_plain_distribution_and_not_the_fifty_likeliest_tokens(
     model: Any, tokenizer: Any
 ) -> None:
-    """Trap: transformers applies `top_k=50` whenever `do_sample=True` says nothing of it."""
+    """transformers applies `top_k=50` whenever `do_sample=True` says nothing of it."""
     flat = AutoModelForCausalLM.from_config(model.config).eval()
     with torch.no_grad():
         flat.lm_head.weight.zero_()
@@ -264,6 +265,7 @@ def test_a_prompt_gets_the_room_the_context_leaves(model: Any, tokenizer: Any) -
 
 
 def test_an_option_the_engine_would_ignore_is_named() -> None:
+    """transformers' continuous batching drops processors it does not know with a log line only."""
     assert list(problems({"temperature": 0.5, "top_k": 0, "top_p": 1.0, "do_sample": True})) == []
     [(_, ignored), (_, cold), (_, none)] = problems(
         {"num_beams": 4, "temperature": 0.0, "max_new_tokens": 0}

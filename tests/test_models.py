@@ -107,7 +107,7 @@ def test_what_is_saved_is_what_is_loaded(
     lora: dict[str, Any] | None,
     head: bool,
 ) -> None:
-    """With a head too: without task_type=SEQ_CLS it is not saved (trap 4)."""
+    """With a head too: without task_type=SEQ_CLS it is not saved."""
     how: dict[str, Any] = {"lora": lora, "quantization": quantization}
     network = models.load(base(tiny_model), train=True, head=head, **how)
     disturb(network)
@@ -169,7 +169,7 @@ def test_quantized_weights_alone_cannot_be_trained(tiny_model: Path) -> None:
 
 
 def test_quantized_training_goes_on_after_an_evaluation(tiny_model: Path) -> None:
-    """bitsandbytes repacks weights at the first forward in eval mode otherwise (trap 1)."""
+    """On a CPU, bitsandbytes repacks weights at a forward in eval mode: no gradient after that."""
     import torch
 
     gradients = []
@@ -193,7 +193,7 @@ def test_quantized_training_goes_on_after_an_evaluation(tiny_model: Path) -> Non
 def test_files_can_be_read_by_all_and_name_no_path_of_this_machine(
     tiny_model: Path, new: Callable[[str], Out], lora: dict[str, Any] | None
 ) -> None:
-    """Trap 12, and safetensors' mode 0600."""
+    """TRL and PEFT write local paths into cards and configs; safetensors writes mode 0600."""
     out = new("made")
     network = models.load(base(tiny_model), train=True, lora=lora)
     models.save(network, models.tokenizer(base(tiny_model)), base(tiny_model), out, lora=lora)

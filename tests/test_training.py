@@ -248,6 +248,7 @@ def test_a_damaged_checkpoint_is_set_aside_by_name_and_the_one_before_used(
     harm: Callable[[Path], None],
     name: str,
 ) -> None:
+    """transformers takes the newest one without looking, and writes them in place."""
     folder = tmp_path / "checkpoints"
     shutil.copytree(saved, folder)
     harm(folder / "checkpoint-4" / name)
@@ -263,7 +264,7 @@ def test_a_damaged_checkpoint_is_set_aside_by_name_and_the_one_before_used(
 def test_a_lost_optimizer_or_random_state_does_not_change_the_result(
     stage: Sft, tmp_path: Path, killed_at: Callable[[Sft, Path, int], None], name: str
 ) -> None:
-    """transformers goes on silently here, to other weights (trap 6)."""
+    """transformers goes on silently here, to other weights."""
     stage = changed(stage, lora={"r": 4, "lora_dropout": 0.1})
     stage.run(new(tmp_path / "whole"))
     killed_at(stage, tmp_path / "killed", 5)

@@ -105,7 +105,7 @@ def test_one_adapter_travels(tiny_model: Path, pairs: Source, run: Make) -> None
 def test_the_reference_is_never_looked_up_by_the_configs_path(
     tiny_model: Path, pairs: Source, run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trap 2: TRL loads it from there, which for a merged model is the unmerged base."""
+    """TRL loads it from there, which for a merged model is the unmerged base."""
     tuned = run("tuned", model=base(tiny_model), data=[pairs], lora=LORA)
     models.load(tuned).merge_and_unload().save_pretrained(tmp_path / "merged")
     models.tokenizer(tuned).save_pretrained(tmp_path / "merged")
@@ -187,7 +187,7 @@ def test_cached_reference_numbers_change_nothing(
 def test_long_pairs_are_dropped_and_counted_never_cut(
     tiny_model: Path, write_rows: Callable[..., Path], run: Make
 ) -> None:
-    """Trap 11: TRL cuts answers silently, and drops a pair only when its prompt is too long."""
+    """TRL cuts answers silently, and drops a pair only when its prompt is too long."""
     rows = [
         {"id": "short", "prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
         {"id": "long", "prompt": "Hi", "chosen": "Hello!", "rejected": "What? " * 20},
@@ -335,7 +335,7 @@ def test_a_loss_that_is_not_a_number_stops_the_stage(
 def test_4_bit_weights_with_cached_numbers_still_learn(
     tiny_model: Path, pairs: Source, run: Make
 ) -> None:
-    """Trap 1: after a forward in eval mode, bitsandbytes' CPU kernels let no gradient through."""
+    """After a forward in eval mode, bitsandbytes' CPU kernels let no gradient through."""
     settings = {
         "model": base(tiny_model),
         "data": [pairs],

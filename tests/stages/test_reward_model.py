@@ -105,6 +105,15 @@ def test_what_is_read_back_is_what_was_trained(
     assert again == pytest.approx(trained["scores"], abs=1e-6)
 
 
+def test_a_head_on_a_4_bit_base_is_trained_under_bfloat16(make: Callable[..., Any]) -> None:
+    """TRL casts it to bfloat16; without autocast it cannot be multiplied (torch's own words)."""
+    one = {**QUICK, "max_steps": 1}
+    how: dict[str, Any] = {"lora": LORA, "quantization": NF4, "gate": None}
+    assert math.isfinite(make(polite(10), trainer=one, **how).metrics["loss"])
+    with pytest.raises(RuntimeError, match="same dtype"):
+        make(polite(10), "without", trainer={**one, "bf16": False}, **how)
+
+
 def test_a_head_and_an_adapter_learn_on_a_bfloat16_base(
     make: Callable[..., Any], tiny_model: Path
 ) -> None:
@@ -240,7 +249,7 @@ def test_held_out_prompts_that_were_trained_on_are_said(
 
 
 def test_long_pairs_and_equal_answers_are_dropped_and_counted(make: Callable[..., Any]) -> None:
-    """Trap 11: TRL drops long pairs without a word."""
+    """TRL drops long pairs without a word."""
     rows = polite(10)
     rows += [{"id": "long", "prompt": "Ask", "chosen": "Please " * 20, "rejected": "Do"}]
     rows += [{"id": "same", "prompt": "Ask", "chosen": "Please", "rejected": "Please"}]

@@ -1,4 +1,4 @@
-"""Sampling: the same draw in any company, whole shards, traps closed."""
+"""Sampling: the same draw in any company, whole shards, and no hidden `top_k`."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -126,7 +126,7 @@ def test_a_prompt_longer_than_the_context_is_dropped_and_counted(
 
 
 def test_samples_come_from_all_tokens_unless_top_k_is_asked_for(sample: Any) -> None:
-    """Trap: the installed default is `top_k=50`. A random model is nearly uniform over 263."""
+    """The installed default is `top_k=50`. A random model is nearly uniform over 263."""
 
     def kinds(samples: Samples) -> int:
         rows: Iterator[Any] = samples.rows()

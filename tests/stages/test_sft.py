@@ -149,7 +149,7 @@ def test_an_adapter_is_trained_further(tmp_path: Path, base: Model, rows: Source
 def test_rows_that_are_too_long_are_dropped_and_counted_never_cut(
     tmp_path: Path, base: Model, write_rows: Callable[[str, list[dict[str, Any]]], Path]
 ) -> None:
-    """TRL would cut them without a word (trap 11)."""
+    """TRL would cut them without a word."""
     said = [
         *conversations(8),
         {"prompt": "x" * 300, "response": "y"},
