@@ -2,7 +2,7 @@
 
     python benchmarks/plain.py sft MODEL DATA OUT SETTINGS      (settings: the trainer's, in JSON)
 
-Each prints one JSON line: {"tokens": target and prompt tokens seen, "train_seconds": ...}.
+Each prints one JSON line: {"tokens": seen or made, "train_seconds": ...}.
 They follow TRL's own examples; nothing is slowed down: no checkpoints, no gradient checkpointing,
 dynamic padding, and length grouping where the trainer offers it (SFT's does; TRL 1.16's reward and
 DPO trainers stop with an error).
