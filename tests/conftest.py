@@ -5,6 +5,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# models this small gain nothing from more threads, and several processes run at once in some tests
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 from collections.abc import Callable
