@@ -43,7 +43,7 @@ else:
 SAVE_SECONDS = 300
 """A checkpoint this often, unless the recipe sets `save_steps` or `save_strategy`."""
 
-_HUB = "`align push` publishes a model when it is done"
+_HUB = "a stage writes to the store; upload what is finished with `hf upload`"
 _BASE = "it belongs to the model: set it in the recipe's `base:`"
 _ORDER = "the rows of a step and their order are the same on any hardware"
 OWNED: dict[str, str] = {
@@ -367,7 +367,7 @@ class Ordered(Trainer):  # type: ignore[misc]
             )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None here: TRL's names local paths; `align push` writes the card."""
+        """None: TRL's card would name local paths."""
 
     def _send_telemetry(self) -> None:
         """None."""

@@ -18,8 +18,8 @@ from align.settings import Stage
 class Pair(Stage):
     """One pair per prompt: its best answer and a worse one.
 
-    Take the answers from the model that will be trained: pairs of another policy made a model worse
-    (docs/quickstart.md). Answers with the same text are one answer, and are never paired.
+    Take the answers from the model that will be trained: what DPO lowers must be what it would say.
+    Answers with the same text are one answer, and are never paired.
     """
 
     scores: Scored
