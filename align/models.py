@@ -374,11 +374,13 @@ def save(
     *,
     lora: dict[str, Any] | None = None,
     quantization: dict[str, Any] | str | None = "inherit",
+    state: dict[str, Any] | None = None,
 ) -> None:
     """Write `model.json` and the weights that are `network`'s own: `adapter/` or `model/`.
 
     `model` is what `network` was loaded from (None: made from nothing); `lora` and `quantization`
-    are those of `load`. Everyone can read the files; paths in them are relative.
+    are those of `load`. `state` has all weights where `network` holds a part of them only. Everyone
+    can read the files; paths in them are relative.
     """
     from peft import PeftModel
     from transformers.utils.logging import disable_progress_bar
@@ -399,14 +401,14 @@ def save(
     }
     if adapted:
         base["revision"] = spec.base.revision
-        network.save_pretrained(str(home), selected_adapters=["default"])
+        network.save_pretrained(str(home), selected_adapters=["default"], state_dict=state)
         (home / "README.md").unlink(missing_ok=True)
         beside = os.path.join("..", relative)
         _scrub(home / "adapter_config.json", beside if Path(path).is_dir() else path, base)
     else:
         if network.can_generate():
             _stop_at(network, tokenizer)
-        network.save_pretrained(str(home))
+        network.save_pretrained(str(home), state_dict=state)
     tokenizer.save_pretrained(str(home))
     for file in home.iterdir():
         file.chmod(0o644)  # safetensors writes 0600
@@ -439,6 +441,17 @@ def _stop_at(network: Any, tokenizer: Any) -> None:
     stops += known if isinstance(known, list) else [known] if known is not None else []
     network.generation_config.eos_token_id = list(dict.fromkeys(stops))
     network.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def half(
+    model: Model,
+    lora: dict[str, Any] | None = None,
+    quantization: dict[str, Any] | str | None = "inherit",
+) -> bool:
+    """Whether `load(model, train=True, …)` gives weights in bfloat16, or quantized ones."""
+    spec = describe(model)
+    chosen = spec.quantization if isinstance(quantization, str) else quantization
+    return bool(chosen) or _dtype(spec, device(), not (lora or spec.adapter)) == "bfloat16"
 
 
 def _dtype(spec: Spec, at: str, full: bool) -> str:

@@ -6,7 +6,7 @@ A stage mixes `Ordered` into the trainer it uses, makes its config with `argumen
     class Trainer(Ordered, SFTTrainer):
         pass
 
-    args = training.arguments(SFTConfig, self, out, network)
+    args = training.arguments(SFTConfig, self, out, models.half(self.model, self.lora))
     trainer = Trainer(model=network, args=args, train_dataset=rows, processing_class=tokenizer)
     metrics = training.fit(trainer, self, out)
     models.save(trainer.model, tokenizer, self.model, out)
@@ -157,12 +157,13 @@ class Trained(Protocol):
     def patience(self) -> int: ...  # noqa: D102
 
 
-def arguments(config_class: type, stage: Trained, out: Out, network: Any, **defaults: Any) -> Any:
+def arguments(config_class: type, stage: Trained, out: Out, half: bool, **defaults: Any) -> Any:
     """A TRL config: the recipe's `trainer:` over the stage's `defaults` over ours.
 
-    `network` is the loaded model: a quantized one is trained under bf16, because TRL casts its
-    trainable weights to bf16 (measured: RewardTrainer fails otherwise), and so is one in bfloat16,
-    whose adapter and head are in float32.
+    To be called before the model is loaded, because transformers reads from the config how weights
+    are spread. `half` is `models.half`: a quantized model is trained under bf16, because TRL casts
+    its trainable weights to bf16 (measured: RewardTrainer fails otherwise), and so is one in
+    bfloat16, whose adapter and head are in float32.
 
     Raises:
         StageFailed: `batch_size` cannot be cut into equal parts.
@@ -170,9 +171,8 @@ def arguments(config_class: type, stage: Trained, out: Out, network: Any, **defa
     import torch
 
     gpu = torch.cuda.is_available()
-    short = getattr(network, "is_quantized", False) or network.dtype == torch.bfloat16
     settings: dict[str, Any] = {
-        "bf16": short or (gpu and torch.cuda.is_bf16_supported()),
+        "bf16": half or (gpu and torch.cuda.is_bf16_supported()),
         "gradient_checkpointing": gpu,
         "logging_steps": 1,
         "save_strategy": "steps" if "save_steps" in stage.trainer else "no",

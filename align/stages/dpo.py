@@ -95,8 +95,9 @@ class Dpo(Stage):
 
         how: dict[str, Any] = {"lora": self.lora, "quantization": self.quantization}
         tokenizer = models.tokenizer(self.model)
+        half = models.half(self.model, **how)
+        args = training.arguments(DPOConfig, self, out, half, remove_unused_columns=False)
         network = models.load(self.model, train=True, seed=self.seed, **how)
-        args = training.arguments(DPOConfig, self, out, network, remove_unused_columns=False)
         limit = training.limit(args.max_length, network)
 
         def rows(sources: list[Preferences | Source], prefix: str = "") -> Any:

@@ -71,6 +71,10 @@ class Pretrain(Stage):
         class Trainer(training.Ordered, SFTTrainer):  # type: ignore[misc]
             """TRL's, in our order."""
 
+        half = self.model is not None and models.half(self.model)
+        args = training.arguments(
+            SFTConfig, self, out, half, dataset_kwargs={"skip_prepare_dataset": True}
+        )
         if self.model is None:
             documents = data.mix(self.data, Text, self.seed, None)
             tokenizer = self.tokenizer.train(row["text"] for row in documents)
@@ -78,9 +82,6 @@ class Pretrain(Stage):
         else:
             tokenizer = models.tokenizer(self.model)
             network = models.load(self.model, train=True, seed=self.seed)
-        args = training.arguments(
-            SFTConfig, self, out, network, dataset_kwargs={"skip_prepare_dataset": True}
-        )
         limit = training.limit(args.max_length, network)
         rows = training.dataset(self._chunks(self.data, tokenizer, limit, out), 1)
         held_out = None

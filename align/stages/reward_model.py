@@ -104,8 +104,9 @@ class TrainRewardModel(Stage):
 
         how: dict[str, Any] = {"lora": self.lora, "quantization": self.quantization}
         tokenizer = models.tokenizer(self.model)
+        half = models.half(self.model, **how)
+        args = training.arguments(RewardConfig, self, out, half, remove_unused_columns=False)
         network = models.load(self.model, train=True, head=True, seed=self.seed, **how)
-        args = training.arguments(RewardConfig, self, out, network, remove_unused_columns=False)
         limit, args.max_length = training.limit(args.max_length, network), None
 
         def rows(sources: list[Preferences | Source], prefix: str = "") -> Any:

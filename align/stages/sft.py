@@ -60,17 +60,16 @@ class Sft(Stage):
             """TRL's, in our order."""
 
         tokenizer = models.tokenizer(self.model)
-        network = models.load(
-            self.model,
-            train=True,
-            lora=self.lora,
-            quantization=self.quantization,
-            seed=self.seed,
-        )
+        how: dict[str, Any] = {"lora": self.lora, "quantization": self.quantization}
         packed = self.trainer.get("packing", False)
         args = training.arguments(
-            SFTConfig, self, out, network, dataset_kwargs={"skip_prepare_dataset": not packed}
+            SFTConfig,
+            self,
+            out,
+            models.half(self.model, **how),
+            dataset_kwargs={"skip_prepare_dataset": not packed},
         )
+        network = models.load(self.model, train=True, seed=self.seed, **how)
         limit = training.limit(args.max_length, network)
         if not packed and "flash" in (network.config._attn_implementation or ""):
             args.padding_free, args.max_length = True, None
@@ -88,14 +87,7 @@ class Sft(Stage):
             processing_class=tokenizer,
         )
         metrics = training.fit(trainer, self, out)
-        models.save(
-            trainer.model,
-            tokenizer,
-            self.model,
-            out,
-            lora=self.lora,
-            quantization=self.quantization,
-        )
+        models.save(trainer.model, tokenizer, self.model, out, **how)
         training.finish(out, metrics)
         return Model(out.path)
 

@@ -32,8 +32,9 @@ class Kto(Stage):
                 return dataset  # its rows are tokens already
 
         tokenizer = models.tokenizer(self.model)
+        half = models.half(self.model, self.lora)
+        args = training.arguments(KTOConfig, self, out, half, remove_unused_columns=False)
         network = models.load(self.model, train=True, lora=self.lora, seed=self.seed)
-        args = training.arguments(KTOConfig, self, out, network, remove_unused_columns=False)
         limit = training.limit(args.max_length, network)
         whole = self.lora is None and models.describe(self.model).adapter is None
         trainer = Trainer(
