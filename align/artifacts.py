@@ -108,7 +108,7 @@ class Model(Artifact):
         self._spec = spec
 
     def spec(self) -> dict[str, Any]:
-        """`base` (`from_pretrained` keys and ours), `quantization`, `adapter`: see models.py."""
+        """`base` (`from_pretrained` keys and ours), `quantization`, `adapter`: see spec.py."""
         if self._spec is not None:
             return self._spec
         return read_json(self.path / "model.json")

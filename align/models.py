@@ -1,227 +1,52 @@
-"""Loading and saving models: base, quantization, adapter, tokenizer and template as one thing.
+"""Loading and saving models; what they are made of is in spec.py.
 
-A made model says in `model.json` what it is:
-
-    {"base": {"path": "model"}, "quantization": null, "adapter": false, "lora": null}
-    {"base": {"path": "../pretrain-ab12/model"}, "quantization": {…}, "adapter": true, "lora": {…}}
-
-Paths are relative to the model's own directory. `base` has `from_pretrained`'s keys; the tokenizer
-with its chat template lies beside the weights that the model has of its own (`model/`, `adapter/`),
-so that a consumer needs neither the template nor the special tokens of the recipe's `base:`.
+Whoever needs more of a model than its weights finds it here too: its tokenizer (tokenizing.py), and
+what a stage checks about its adapter before anything is loaded (adapters.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Container, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from align import chat
+from align.adapters import OTHER_ADAPTER, check_lora
 from align.artifacts import Model, RewardModel, read_json
 from align.errors import StageFailed
 from align.out import Out
-from align.settings import Library, Settings, Stage
+from align.spec import Base, Lora, Quantization, Spec, describe, sentences
+from align.tokenizing import (
+    TEMPLATES,
+    check_template,
+    template,
+    token_problem,
+    tokenizer,
+    use_template,
+)
 
-
-class Base(Settings):
-    """The model everything starts from: `from_pretrained`'s keys and what is part of it."""
-
-    path: str
-    """A hub id or a directory with safetensors."""
-
-    revision: str | None = None
-    """Hub revision: a commit, a tag or a branch (which is resolved to a commit)."""
-
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """In memory. `auto`: float32 on a CPU and where all weights are trained, else bfloat16."""
-
-    attn_implementation: str | None = None
-
-    chat_template: str | None = None
-    """A jinja file or the name of a template this project ships; else the tokenizer's own."""
-
-    pad_token: str | None = None
-    eos_token: str | None = None
-
-
-TEMPLATES = Path(__file__).parent / "templates"
-"""Templates that a recipe names: `chat_template: chatml`."""
-
-Lora = Annotated[
-    dict[str, Any] | None,
-    Library(
-        "peft.tuners.lora.config:LoraConfig",
-        owned={
-            "task_type": "it follows from the stage",
-            "inference_mode": "a stage trains, whoever consumes its model does not",
-            "base_model_name_or_path": "it is the stage's model",
-            "revision": "it is the stage's model's",
-        },
-    ),
+__all__ = [
+    "TEMPLATES",
+    "Base",
+    "Lora",
+    "Quantization",
+    "Spec",
+    "check_lora",
+    "check_template",
+    "describe",
+    "device",
+    "half",
+    "load",
+    "merged",
+    "prepare",
+    "save",
+    "template",
+    "token_problem",
+    "tokenizer",
+    "use_template",
 ]
-"""A stage's `lora:`: the adapter it trains; None trains all weights, or the adapter there is."""
-
-Quantization = Annotated[
-    dict[str, Any] | None | Literal["inherit"],
-    Library("transformers.utils.quantization_config:BitsAndBytesConfig"),
-]
-"""A stage's `quantization:`: as the model was trained unless told; null loads it unquantized."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a model is made of, with absolute paths."""
-
-    base: Base
-    quantization: dict[str, Any] | None
-    adapter: Path | None
-    lora: dict[str, Any] | None
-    """The `lora:` block that the adapter was made with, where it was made by a stage."""
-
-    tokenizer: str
-    """A directory or hub id."""
-
-
-def describe(model: Model) -> Spec:
-    """What a model is made of.
-
-    Raises:
-        StageFailed: a directory is missing, or holds weights that are not safetensors.
-    """
-    spec = model.spec()
-    base = Base(**spec["base"])
-    home = model.path.resolve()
-    made = (home / "model.json").is_file() and read_json(home / "model.json") == spec
-    path = Path(os.path.normpath((home if made else Path.cwd()) / Path(base.path).expanduser()))
-    if path.is_dir() or base.path.startswith((".", "/", "~")):
-        base = base.model_copy(update={"path": str(path)})
-        if not path.is_dir():
-            raise StageFailed(f"{path} does not exist. Look at the path of `base:`.")
-        if (path / "model.json").is_file():  # a model of the store, named by its path
-            return describe(Model(path))
-    adapter = home / "adapter" if made and spec["adapter"] else None
-    if Path(base.path).is_dir():
-        _check_weights(Path(base.path))
-    own = home / ("adapter" if adapter else "model")
-    return Spec(
-        base=base,
-        quantization=spec["quantization"],
-        adapter=adapter,
-        lora=spec.get("lora"),
-        tokenizer=str(own) if made else base.path,
-    )
-
-
-def _check_weights(path: Path) -> None:
-    if not (path / "config.json").is_file():
-        raise StageFailed(
-            f"{path} is no model: it has no config.json. Look at the path of `base:`."
-        )
-    if not any(path.glob("*.safetensors")):
-        raise StageFailed(
-            f"{path} has no safetensors. Weights in .bin or .pt files can run code when they are "
-            "loaded and are refused; save the model with safetensors once and use that."
-        )
-
-
-def tokenizer(model: Model) -> Any:
-    """The model's tokenizer, with the template and special tokens that belong to its base.
-
-    A model made by a stage has all this in its own tokenizer files.
-
-    Raises:
-        StageFailed: it has no end token or no pad token, or one that is not in its vocabulary.
-    """
-    from transformers import AutoTokenizer
-
-    spec = describe(model)
-    revision = spec.base.revision if spec.tokenizer == spec.base.path else None
-    with _sentences(spec.tokenizer):
-        loaded = AutoTokenizer.from_pretrained(
-            spec.tokenizer, revision=revision, trust_remote_code=False
-        )
-    vocabulary = loaded.get_vocab()
-    for key, wanted in (("pad_token", spec.base.pad_token), ("eos_token", spec.base.eos_token)):
-        own = getattr(loaded, key)
-        if problem := token_problem(spec.tokenizer, key, wanted, own, vocabulary):
-            raise StageFailed(problem)
-        if wanted is not None:
-            setattr(loaded, key, wanted)
-    if spec.base.chat_template is not None:
-        use_template(loaded, spec.base.chat_template)
-    return loaded
-
-
-def token_problem(
-    path: str, key: str, wanted: str | None, own: Any, vocabulary: Container[str]
-) -> str | None:
-    """Why a tokenizer cannot be used: it has no token of its own, or not the one named."""
-    if wanted is not None:
-        if wanted in vocabulary:
-            return None
-        return f'base.{key}: "{wanted}" is not in the vocabulary of {path}. Name a token that is.'
-    if own is not None:
-        return None
-    example = next((word for word in _CANDIDATES[key] if word in vocabulary), "…")
-    return (
-        f"The tokenizer of {path} has no {key.replace('_', ' ')}. "
-        f'Name one: base: {{{key}: "{example}"}}.'
-    )
-
-
-def check_template(model: Model) -> Iterator[tuple[str, str]]:
-    """What a stage that renders dialogs yields from `check` where a directory has no template."""
-    if model.stage is not None or (model.path / "model.json").is_file():
-        return
-    base = Base(**model.spec()["base"])
-    folder = Path(base.path).expanduser()
-    config = folder / "tokenizer_config.json"
-    if base.chat_template is not None or not config.is_file():
-        return
-    try:
-        own = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-    except (ValueError, AttributeError):
-        return  # said where the recipe names the base
-    if not own and not any(folder.glob("*chat_template*")):
-        yield "model", chat.NO_TEMPLATE.format(base.path)
-
-
-def template(name: str) -> str:
-    """The text of a chat template: a jinja file, or one that is shipped.
-
-    Raises:
-        StageFailed: there is neither.
-    """
-    for path in (Path(name).expanduser(), TEMPLATES / f"{name}.jinja"):
-        if path.is_file():
-            return path.read_text(encoding="utf-8").removesuffix("\n")
-    names = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
-    raise StageFailed(
-        f'chat_template: "{name}" is neither a file nor a template of ours ({names}).'
-    )
-
-
-def use_template(tokenizer: Any, name: str) -> None:
-    """Give a tokenizer a template of ours or a file.
-
-    One of ours begins with the begin-of-text token where the tokenizer begins every text with it.
-    """
-    text = template(name)
-    begins = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-    if begins and "bos_token" not in text and not Path(name).expanduser().is_file():
-        text = "{{- bos_token }}" + text
-    tokenizer.chat_template = text
-
-
-_CANDIDATES = {
-    "pad_token": ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>"),
-    "eos_token": ("</s>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>"),
-}
 
 
 def device() -> str:
@@ -279,7 +104,7 @@ def load(
     disable_progress_bar()
     torch.manual_seed(seed)
     kind = AutoModelForSequenceClassification if head else AutoModelForCausalLM
-    with _sentences(spec.base.path):
+    with sentences(spec.base.path):
         network = kind.from_pretrained(
             spec.base.path,
             revision=spec.base.revision,
@@ -290,7 +115,7 @@ def load(
     if chosen and at == "cpu":
         _keep_unpacked(network)
     if spec.adapter:
-        with _sentences(str(spec.adapter)):
+        with sentences(str(spec.adapter)):
             network = PeftModel.from_pretrained(
                 network, str(spec.adapter), is_trainable=train, use_safetensors=True
             )
@@ -309,7 +134,7 @@ def prepare(
 
     if isinstance(network, PeftModel):
         if lora is not None and lora != spec.lora:
-            raise StageFailed(_OTHER_ADAPTER.format(spec.lora or spec.adapter, lora))
+            raise StageFailed(OTHER_ADAPTER.format(spec.lora or spec.adapter, lora))
         return _trained_in_float32(network)
     if lora is None:
         if getattr(network, "is_quantized", False):
@@ -343,27 +168,6 @@ def merged(model: Model) -> Any:
         model, head=isinstance(model, RewardModel), quantization=None, device="cpu"
     ).float()
     return network.merge_and_unload(safe_merge=True) if isinstance(network, PeftModel) else network
-
-
-_OTHER_ADAPTER = (
-    "The model carries an adapter already ({}) and lora is {}. Leave `lora:` out to go on training "
-    "the adapter, or merge it first: a stage with `use: merge`."
-)
-
-
-def check_lora(model: Model | None, lora: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
-    """What a stage yields from `check` where its `lora:` is not the adapter that comes with it."""
-    carried = _carried(model)
-    if lora is not None and carried is not None and carried != lora:
-        yield "lora", _OTHER_ADAPTER.format(carried, lora)
-
-
-def _carried(model: Model | None) -> dict[str, Any] | None:
-    """The `lora:` of the adapter that a model will carry, known before it is made."""
-    settings = dict(model.stage) if model and isinstance(model.stage, Stage) else {}
-    if "lora" not in settings:
-        return None
-    return settings["lora"] or _carried(settings.get("model"))
 
 
 def save(
@@ -496,19 +300,3 @@ def _pad(model: Model) -> int:
             "base: {pad_token: …}."
         )
     return int(loaded.pad_token_id)
-
-
-@contextlib.contextmanager
-def _sentences(path: str) -> Iterator[None]:
-    """Turn what transformers says about missing files into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        fact = str(error).strip().splitlines()[0].rstrip(".")
-        if Path(path).is_dir():
-            raise StageFailed(f"{path} cannot be loaded: {fact}. Look at its files.") from error
-        offline = "this machine is offline" if os.environ.get("HF_HUB_OFFLINE") == "1" else fact
-        raise StageFailed(
-            f'"{path}" is not in the hub\'s cache here, and {offline}. Fetch it while connected '
-            f"(`hf download {path}`), or name a directory: base: {{path: ./model}}."
-        ) from error

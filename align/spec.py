@@ -1,0 +1,138 @@
+"""What a model is made of: base, quantization, adapter, tokenizer and template as one thing.
+
+A made model says in `model.json` what it is:
+
+    {"base": {"path": "model"}, "quantization": null, "adapter": false, "lora": null}
+    {"base": {"path": "../pretrain-ab12/model"}, "quantization": {…}, "adapter": true, "lora": {…}}
+
+Paths are relative to the model's own directory. `base` has `from_pretrained`'s keys; the tokenizer
+with its chat template lies beside the weights that the model has of its own (`model/`, `adapter/`),
+so that a consumer needs neither the template nor the special tokens of the recipe's `base:`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from align.artifacts import Model, read_json
+from align.errors import StageFailed
+from align.settings import Library, Settings
+
+
+class Base(Settings):
+    """The model everything starts from: `from_pretrained`'s keys and what is part of it."""
+
+    path: str
+    """A hub id or a directory with safetensors."""
+
+    revision: str | None = None
+    """Hub revision: a commit, a tag or a branch (which is resolved to a commit)."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """In memory. `auto`: float32 on a CPU and where all weights are trained, else bfloat16."""
+
+    attn_implementation: str | None = None
+
+    chat_template: str | None = None
+    """A jinja file or the name of a template this project ships; else the tokenizer's own."""
+
+    pad_token: str | None = None
+    eos_token: str | None = None
+
+
+Lora = Annotated[
+    dict[str, Any] | None,
+    Library(
+        "peft.tuners.lora.config:LoraConfig",
+        owned={
+            "task_type": "it follows from the stage",
+            "inference_mode": "a stage trains, whoever consumes its model does not",
+            "base_model_name_or_path": "it is the stage's model",
+            "revision": "it is the stage's model's",
+        },
+    ),
+]
+"""A stage's `lora:`: the adapter it trains; None trains all weights, or the adapter there is."""
+
+Quantization = Annotated[
+    dict[str, Any] | None | Literal["inherit"],
+    Library("transformers.utils.quantization_config:BitsAndBytesConfig"),
+]
+"""A stage's `quantization:`: as the model was trained unless told; null loads it unquantized."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a model is made of, with absolute paths."""
+
+    base: Base
+    quantization: dict[str, Any] | None
+    adapter: Path | None
+    lora: dict[str, Any] | None
+    """The `lora:` block that the adapter was made with, where it was made by a stage."""
+
+    tokenizer: str
+    """A directory or hub id."""
+
+
+def describe(model: Model) -> Spec:
+    """What a model is made of.
+
+    Raises:
+        StageFailed: a directory is missing, or holds weights that are not safetensors.
+    """
+    spec = model.spec()
+    base = Base(**spec["base"])
+    home = model.path.resolve()
+    made = (home / "model.json").is_file() and read_json(home / "model.json") == spec
+    path = Path(os.path.normpath((home if made else Path.cwd()) / Path(base.path).expanduser()))
+    if path.is_dir() or base.path.startswith((".", "/", "~")):
+        base = base.model_copy(update={"path": str(path)})
+        if not path.is_dir():
+            raise StageFailed(f"{path} does not exist. Look at the path of `base:`.")
+        if (path / "model.json").is_file():  # a model of the store, named by its path
+            return describe(Model(path))
+    adapter = home / "adapter" if made and spec["adapter"] else None
+    if Path(base.path).is_dir():
+        _check_weights(Path(base.path))
+    own = home / ("adapter" if adapter else "model")
+    return Spec(
+        base=base,
+        quantization=spec["quantization"],
+        adapter=adapter,
+        lora=spec.get("lora"),
+        tokenizer=str(own) if made else base.path,
+    )
+
+
+def _check_weights(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise StageFailed(
+            f"{path} is no model: it has no config.json. Look at the path of `base:`."
+        )
+    if not any(path.glob("*.safetensors")):
+        raise StageFailed(
+            f"{path} has no safetensors. Weights in .bin or .pt files can run code when they are "
+            "loaded and are refused; save the model with safetensors once and use that."
+        )
+
+
+@contextlib.contextmanager
+def sentences(path: str) -> Iterator[None]:
+    """Turn what transformers says about missing files into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        fact = str(error).strip().splitlines()[0].rstrip(".")
+        if Path(path).is_dir():
+            raise StageFailed(f"{path} cannot be loaded: {fact}. Look at its files.") from error
+        offline = "this machine is offline" if os.environ.get("HF_HUB_OFFLINE") == "1" else fact
+        raise StageFailed(
+            f'"{path}" is not in the hub\'s cache here, and {offline}. Fetch it while connected '
+            f"(`hf download {path}`), or name a directory: base: {{path: ./model}}."
+        ) from error

@@ -1,0 +1,111 @@
+"""A model's tokenizer: special tokens and chat template, or a sentence about what it lacks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import Any
+
+from align import chat
+from align.artifacts import Model
+from align.errors import StageFailed
+from align.spec import Base, describe, sentences
+
+TEMPLATES = Path(__file__).parent / "templates"
+"""Templates that a recipe names: `chat_template: chatml`."""
+
+
+def tokenizer(model: Model) -> Any:
+    """The model's tokenizer, with the template and special tokens that belong to its base.
+
+    A model made by a stage has all this in its own tokenizer files.
+
+    Raises:
+        StageFailed: it has no end token or no pad token, or one that is not in its vocabulary.
+    """
+    from transformers import AutoTokenizer
+
+    spec = describe(model)
+    revision = spec.base.revision if spec.tokenizer == spec.base.path else None
+    with sentences(spec.tokenizer):
+        loaded = AutoTokenizer.from_pretrained(
+            spec.tokenizer, revision=revision, trust_remote_code=False
+        )
+    vocabulary = loaded.get_vocab()
+    for key, wanted in (("pad_token", spec.base.pad_token), ("eos_token", spec.base.eos_token)):
+        own = getattr(loaded, key)
+        if problem := token_problem(spec.tokenizer, key, wanted, own, vocabulary):
+            raise StageFailed(problem)
+        if wanted is not None:
+            setattr(loaded, key, wanted)
+    if spec.base.chat_template is not None:
+        use_template(loaded, spec.base.chat_template)
+    return loaded
+
+
+def token_problem(
+    path: str, key: str, wanted: str | None, own: Any, vocabulary: Container[str]
+) -> str | None:
+    """Why a tokenizer cannot be used: it has no token of its own, or not the one named."""
+    if wanted is not None:
+        if wanted in vocabulary:
+            return None
+        return f'base.{key}: "{wanted}" is not in the vocabulary of {path}. Name a token that is.'
+    if own is not None:
+        return None
+    example = next((word for word in _CANDIDATES[key] if word in vocabulary), "…")
+    return (
+        f"The tokenizer of {path} has no {key.replace('_', ' ')}. "
+        f'Name one: base: {{{key}: "{example}"}}.'
+    )
+
+
+def check_template(model: Model) -> Iterator[tuple[str, str]]:
+    """What a stage that renders dialogs yields from `check` where a directory has no template."""
+    if model.stage is not None or (model.path / "model.json").is_file():
+        return
+    base = Base(**model.spec()["base"])
+    folder = Path(base.path).expanduser()
+    config = folder / "tokenizer_config.json"
+    if base.chat_template is not None or not config.is_file():
+        return
+    try:
+        own = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+    except (ValueError, AttributeError):
+        return  # said where the recipe names the base
+    if not own and not any(folder.glob("*chat_template*")):
+        yield "model", chat.NO_TEMPLATE.format(base.path)
+
+
+def template(name: str) -> str:
+    """The text of a chat template: a jinja file, or one that is shipped.
+
+    Raises:
+        StageFailed: there is neither.
+    """
+    for path in (Path(name).expanduser(), TEMPLATES / f"{name}.jinja"):
+        if path.is_file():
+            return path.read_text(encoding="utf-8").removesuffix("\n")
+    names = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
+    raise StageFailed(
+        f'chat_template: "{name}" is neither a file nor a template of ours ({names}).'
+    )
+
+
+def use_template(tokenizer: Any, name: str) -> None:
+    """Give a tokenizer a template of ours or a file.
+
+    One of ours begins with the begin-of-text token where the tokenizer begins every text with it.
+    """
+    text = template(name)
+    begins = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+    if begins and "bos_token" not in text and not Path(name).expanduser().is_file():
+        text = "{{- bos_token }}" + text
+    tokenizer.chat_template = text
+
+
+_CANDIDATES = {
+    "pad_token": ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>"),
+    "eos_token": ("</s>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>"),
+}
