@@ -5,7 +5,7 @@
     Conversations  messages | conversations | prompt or instruction (+ input), and completion,
                    response or output
     Preferences    prompt or instruction (+ input), and chosen and rejected, or ranked
-                   | chosen and rejected that begin alike
+                   | chosen and rejected that begin alike, whatever else there is
 
 Answers and prompts are texts or dialogs (`role`, `content` or `from`, `value`). A text that begins
 with "\\n\\nHuman:" is a dialog, as in Anthropic's hh-rlhf.
@@ -154,13 +154,14 @@ def _prompt_of_conversation(row: Row) -> Row:
 
 
 def _pair(row: Row) -> Row:
-    """Answers to a prompt; or whole dialogs, each of which begins with it."""
+    """Answers to a prompt; or whole dialogs, whose shared beginning is the prompt.
+
+    A column `prompt` beside whole dialogs is a text: it may hold the first question only.
+    """
     answers = {key: dialog(row[key], "assistant") for key in ("chosen", "rejected")}
-    if "prompt" in row or "instruction" in row:
+    whole = all(said and said[0]["role"] != "assistant" for said in answers.values())
+    if not whole and ("prompt" in row or "instruction" in row):
         prompt = _asked(row)
-        for key, answer in answers.items():
-            if answer[: len(prompt)] == prompt:
-                answers[key] = answer[len(prompt) :]
     else:
         both = list(zip(answers["chosen"], answers["rejected"], strict=False))
         shared = next((i for i, (a, b) in enumerate(both) if a != b), len(both))

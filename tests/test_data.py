@@ -20,6 +20,7 @@ Write = Callable[[str, list[dict[str, Any]]], Path]
 U = {"role": "user", "content": "Hi"}
 A = {"role": "assistant", "content": "Hello"}
 B = {"role": "assistant", "content": "Go away"}
+BYE = {"role": "user", "content": "Bye"}
 HUMAN = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
 
 
@@ -90,6 +91,16 @@ def content(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ),
         (
             Preferences,
+            {"prompt": "Hi", "chosen": [U, A, BYE, A], "rejected": [U, A, BYE, B]},
+            {"prompt": [U, A, BYE], "chosen": [A], "rejected": [B]},
+        ),
+        (
+            Preferences,
+            {"prompt": "Hi ", "chosen": [U, A], "rejected": [U, B]},
+            {"prompt": [U], "chosen": [A], "rejected": [B]},
+        ),
+        (
+            Preferences,
             {
                 "instruction": "Hi",
                 "input": "",
@@ -103,7 +114,7 @@ def content(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             Preferences,
             {"chosen": HUMAN + " Yes", "rejected": HUMAN + " No"},
             {
-                "prompt": [U, A, {"role": "user", "content": "Bye"}],
+                "prompt": [U, A, BYE],
                 "chosen": [{"role": "assistant", "content": "Yes"}],
                 "rejected": [{"role": "assistant", "content": "No"}],
             },
