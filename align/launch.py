@@ -22,6 +22,7 @@ from pydantic import Field
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from align import slurm
 from align.errors import StageFailed
 
 Launch = Annotated[dict[str, Any] | str | None, Field(exclude=True)]
@@ -52,41 +53,57 @@ def devices() -> int:
     return found
 
 
-def processes(settings: dict[str, Any]) -> int:
-    """How many processes run a stage: what `launch:` says, else one for every device."""
-    if "launch" not in settings:
-        return 1
-    launch = settings["launch"]
+def asked(settings: dict[str, Any]) -> dict[str, Any]:
+    """What `launch:` of a stage's settings says; a profile's keys where it is a file."""
+    launch = settings.get("launch")
     if isinstance(launch, str):
         launch = YAML(typ="safe").load(Path(launch).expanduser().read_text(encoding="utf-8"))
-    if launch and "num_processes" in launch:
-        return int(launch["num_processes"])
+    return launch or {}
+
+
+def processes(settings: dict[str, Any]) -> int:
+    """How many processes run a stage on all machines: as `launch:` says, else one a device."""
+    if "launch" not in settings:
+        return 1
+    if "num_processes" in asked(settings):
+        return int(asked(settings)["num_processes"])
     return max(1, devices())
 
 
-def command(work: Path, settings: dict[str, Any]) -> list[str]:
-    """The `accelerate launch` that starts every rank of the stage in `work`.
+def machines(settings: dict[str, Any]) -> int:
+    """On how many machines a stage runs."""
+    return int(asked(settings).get("num_machines", 1))
 
-    On a CPU `--multi_gpu` is what makes it start several processes; `--cpu --num_processes 2`
-    starts one without saying so. Port 0 is a free port, so that two runs can share a machine.
+
+def spread(settings: dict[str, Any]) -> bool:
+    """Whether `accelerate launch` runs the stage: in several processes, or as a job of SLURM."""
+    return processes(settings) > 1 or "slurm" in asked(settings)
+
+
+def command(work: Path, settings: dict[str, Any], **place: Any) -> list[str]:
+    """The `accelerate launch` that starts this machine's ranks of the stage in `work`.
+
+    `place` is what differs from machine to machine: `machine_rank`, `main_process_ip` and
+    `main_process_port`. On a CPU `--multi_gpu` is what makes it start several processes;
+    `--cpu --num_processes 2` starts one without saying so. Port 0 is a free port, so that two runs
+    can share a machine.
     """
     launch: dict[str, Any] | str | None = settings["launch"]
     if isinstance(launch, str):
         options = ["--config_file", str(Path(launch).expanduser())]
+        launch = place
     else:
-        launch = {"num_processes": processes(settings), **(launch or {})}
+        launch = {"num_processes": processes(settings), **(launch or {}), **place}
+        launch.pop("slurm", None)
         if launch["num_processes"] > 1 and not any(launch.get(kind) for kind in KINDS):
             launch["multi_gpu"] = True
         launch.setdefault("main_process_port", 0)
         options = ["--config_file", str(_plain(work))]
-        for name, value in launch.items():
-            if value is True and name in flags():
-                options.append(f"--{name}")
-            elif value is not None and not (value is False and name in flags()):
-                options += [
-                    f"--{name}",
-                    str(value).lower() if isinstance(value, bool) else str(value),
-                ]
+    for name, value in launch.items():
+        if value is True and name in flags():
+            options.append(f"--{name}")
+        elif value is not None and not (value is False and name in flags()):
+            options += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", *options]
     return [*accelerate, "--module", "align.worker", "--rank", str(work)]
 
@@ -180,7 +197,7 @@ def problems(launch: dict[str, Any] | str | None) -> Iterator[tuple[str, str]]:
         number = "launch.num_processes"
         for name in [f"use_{kind}" for kind in SHARDED if launch.get(f"use_{kind}")]:
             yield f"launch.{name}", _SHARDED.format(name)
-        known = sorted(set(_options()) - {"config_file", "module", "help"})
+        known = sorted({*_options(), "slurm"} - {"config_file", "module", "help"})
         for name in sorted(set(launch) - set(known)):
             near = difflib.get_close_matches(name, known, 1)
             hint = f' Did you mean "{near[0]}"?' if near else ""
@@ -189,3 +206,25 @@ def problems(launch: dict[str, Any] | str | None) -> Iterator[tuple[str, str]]:
         asked = launch["num_processes"]
         if type(asked) is not int or asked < 1:
             yield number, f"num_processes is {asked!r}; it must be a whole number from 1."
+            return
+    if launch and (launch.get("num_machines", 1) != 1 or "slurm" in launch):
+        yield from _several(launch)
+
+
+def _several(launch: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is wrong with a `launch:` for other machines than this one."""
+    machines, rank = launch.get("num_machines", 1), str(launch.get("machine_rank", ""))
+    if type(machines) is not int or machines < 1:
+        fact = f"num_machines is {machines!r}; it must be a whole number from 1."
+        yield "launch.num_machines", fact
+    elif "slurm" in launch:
+        yield from slurm.problems(launch)
+    elif "num_processes" not in launch:
+        fact = "num_processes is missing: it counts the processes of all machines."
+        yield "launch", f"num_machines is {machines}, and {fact}"
+    elif launch["num_processes"] % machines:
+        fact = f"{launch['num_processes']}, which {machines} machines cannot share equally"
+        yield "launch.num_processes", f"num_processes is {fact}: it counts those of all machines."
+    elif not rank.isdecimal() or int(rank) >= machines:
+        fact = f"machine_rank is {rank or 'missing'}: this machine's number, 0 to {machines - 1}"
+        yield "launch", f'{fact}. Take it from the environment: "${{env:NODE_RANK}}".'

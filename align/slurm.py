@@ -1,0 +1,247 @@
+"""A training stage as a job of a SLURM cluster, through submitit.
+
+    launch: {num_machines: 2, num_processes: 16, slurm: {slurm_partition: gpu, timeout_min: 720,
+             gpus_per_node: 8, cpus_per_task: 64}}
+
+The keys of `slurm:` are submitit's own (`AutoExecutor.update_parameters`), and `cluster: local`
+runs the job on this machine, to try it. The job's number lies in the stage's directory: whoever
+runs the recipe while the job is there waits for it instead of submitting another.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from align import store
+from align.artifacts import read_json
+from align.errors import StageFailed
+from align.options import nearest
+from align.signatures import options
+from align.types import Type
+from align.yaml import show
+
+NOTE = "job.json"
+"""In a stage's directory: the job that makes it."""
+
+STOP = "stop.tmp"
+"""In a stage's directory: the job is asked to save a checkpoint and to end."""
+
+RUNS = "job.tmp"
+"""In a stage's directory: the job has left the queue."""
+
+LOOK = 1.0
+"""Seconds between two looks at a job's files; submitit asks SLURM less often."""
+
+CLUSTERS = ("slurm", "local")
+
+OWNED = {
+    "nodes": "`num_machines` says it",
+    "slurm_nodes": "`num_machines` says it",
+    "tasks_per_node": "every machine has one task, which starts its processes",
+    "slurm_ntasks_per_node": "every machine has one task, which starts its processes",
+    "slurm_max_pickle_size_gb": "a job is a few bytes",
+}
+"""Keys of submitit that a recipe may not set, and why."""
+
+_EXECUTOR = "submitit.slurm.slurm:SlurmExecutor"
+
+PLACE = ("machine_rank", "main_process_ip", "main_process_port")
+"""Options of `accelerate launch` that a job knows by itself."""
+
+
+def problems(launch: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is wrong with a `launch:` that has a `slurm:`, as (key, message)."""
+    block = launch["slurm"]
+    if not isinstance(block, dict):
+        yield "launch.slurm", f"This is a block of submitit's parameters, not {show(block)}."
+        return
+    if importlib.util.find_spec("submitit") is None:
+        yield (
+            "launch.slurm",
+            "Jobs are submitted with submitit, which is not installed: "
+            "pip install 'align-recipes[slurm]'.",
+        )
+        return
+    for name in PLACE:
+        if name in launch:
+            yield f"launch.{name}", "The job knows it: leave it out beside `slurm:`."
+    yield from _keys(block)
+    if "timeout_min" not in block and "slurm_time" not in block:
+        yield (
+            "launch.slurm",
+            '"timeout_min" is missing, and submitit would ask for 5 minutes. A job that reaches '
+            "its limit saves a checkpoint and is queued again.",
+        )
+    machines, gpus = launch.get("num_machines", 1), block.get("gpus_per_node")
+    if "num_processes" not in launch:
+        yield (
+            "launch",
+            '"num_processes" is missing: this machine\'s devices are not those of the job. '
+            "It counts the processes of all machines, one a GPU.",
+        )
+    elif gpus and launch["num_processes"] != machines * gpus:
+        yield (
+            "launch.slurm.gpus_per_node",
+            f"{machines} machines with {gpus} GPUs run {machines * gpus} processes, and "
+            f"num_processes is {launch['num_processes']}.",
+        )
+
+
+def _keys(block: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    known = _known()
+    for key, value in block.items():
+        if key in OWNED:
+            yield f"launch.slurm.{key}", f'"{key}" cannot be set here: {OWNED[key]}.'
+        elif key == "cluster":
+            if value not in CLUSTERS:
+                yield "launch.slurm.cluster", f'It must be "slurm" or "local", not {show(value)}.'
+        elif key not in known:
+            names = known.keys() - OWNED.keys()
+            hint = nearest(f"slurm_{key}", names) or nearest(key, names)
+            yield f"launch.slurm.{key}", f'"{key}" is no parameter of submitit.{hint}'
+        elif not known[key].accepts(value):
+            yield f"launch.slurm.{key}", f'"{key}" must be {known[key]}, not {show(value)}.'
+
+
+def _known() -> dict[str, Type]:
+    """submitit's parameters: those of every cluster, and SLURM's own with the prefix `slurm_`."""
+    import submitit
+
+    everywhere = submitit.AutoExecutor._typed_parameters().items()
+    special = {**options("submitit.slurm.slurm:_make_sbatch_string"), **options(_EXECUTOR)}
+    internal = {"command", "folder", "map_count"}  # what submitit fills in itself
+    return {
+        **{name: Type(frozenset({type_.__name__})) for name, type_ in everywhere},
+        **{f"slurm_{name}": special[name].type for name in special.keys() - internal},
+    }
+
+
+# The job, seen from the login node
+
+
+def here(launch: dict[str, Any]) -> str | None:
+    """Why no job can be submitted on this machine; None: it can."""
+    if launch["slurm"].get("cluster", "slurm") == "slurm" and shutil.which("sbatch") is None:
+        return (
+            "There is no sbatch here, and `slurm:` submits a job. Run this on a login node of the "
+            "cluster; `cluster: local` tries the job on this machine."
+        )
+    return None
+
+
+def run(
+    work: Path,
+    launch: dict[str, Any],
+    name: str,
+    task: Callable[[], None],
+    say: Callable[[str], None],
+) -> None:
+    """Have the stage in `work` made by a job that calls `task` once on every machine; wait for it.
+
+    Where its job is there already it is only waited for.
+
+    Raises:
+        StageFailed: the job cannot be submitted, or has ended without having made the stage.
+        KeyboardInterrupt: we were told to stop; the job has saved a checkpoint and ended.
+    """
+    job = _job(work)
+    if job is None or (_ended(job) and not _made(work)):
+        job = _submit(work, launch, name, task)
+        say(f"Job {job.job_id} is submitted; its files: {_folder(work)}")
+    else:
+        say(f"Job {job.job_id} makes this already; waiting for it.")
+    try:
+        _wait(job)
+    except KeyboardInterrupt:
+        (work / STOP).touch()
+        if not (work / RUNS).exists():
+            job.cancel(check=False)
+        _wait(job)
+        raise
+    finally:
+        if _ended(job):
+            (work / NOTE).unlink(missing_ok=True)
+    if not _made(work):
+        error = work / "error.json"
+        sentence = str(read_json(error)["error"]) if error.is_file() else ""
+        raise StageFailed(sentence or f"Job {job.job_id} ended ({job.state}). See {_folder(work)}.")
+
+
+def kept(work: Path) -> bool:
+    """Whether a job is making the stage in `work`, or has made it while nobody watched."""
+    job = _job(work)
+    return job is not None and (not _ended(job) or _made(work))
+
+
+def _submit(work: Path, launch: dict[str, Any], name: str, task: Callable[[], None]) -> Any:
+    import submitit
+
+    block = {"cluster": "slurm", "name": name, **launch["slurm"]}
+    cluster, machines = block.pop("cluster"), launch.get("num_machines", 1)
+    made_with = {f"slurm_{name}" for name in options(_EXECUTOR)} & block.keys()
+    executor_keys = {key: block.pop(key) for key in made_with}
+    if cluster == "slurm":
+        # a machine that fails ends the others, which would wait for it
+        block = {"slurm_srun_args": ["--kill-on-bad-exit=1"], **block}
+        block |= {"nodes": machines, "tasks_per_node": 1}
+    else:  # submitit's local executor knows one machine: two tasks of it stand for two machines
+        block |= {"nodes": 1, "tasks_per_node": machines}
+    for left in (STOP, RUNS):
+        (work / left).unlink(missing_ok=True)
+    try:
+        executor = submitit.AutoExecutor(folder=_folder(work), cluster=cluster, **executor_keys)
+        executor.update_parameters(**block)
+        job = executor.submit(task)
+    except (RuntimeError, OSError) as error:  # no srun, no sbatch, or what sbatch said
+        said = [line for line in str(error).splitlines() if line.strip()]
+        raise StageFailed(
+            f"No job could be submitted: {said[-1].strip() if said else type(error).__name__} "
+            "Look at `launch.slurm`; nothing is in the queue."
+        ) from None
+    store.write_json(work / NOTE, {"cluster": cluster, "id": job.job_id, "machines": machines})
+    return job
+
+
+def _job(work: Path) -> Any | None:
+    """The job that a note in the stage's directory names."""
+    if not (work / NOTE).is_file():
+        return None
+    import submitit
+
+    note = read_json(work / NOTE)
+    kind = submitit.LocalJob if note["cluster"] == "local" else submitit.SlurmJob
+    return kind(folder=_folder(work), job_id=note["id"], tasks=list(range(note["machines"])))
+
+
+def _ended(job: Any) -> bool:
+    """Whether nothing of the job is left, in the queue or running."""
+    import submitit
+
+    done: bool = job.done()
+    if done and isinstance(job, submitit.LocalJob):  # it knows only its own process's jobs
+        try:
+            os.kill(int(job.job_id), 0)
+        except ProcessLookupError:
+            return True
+        return False
+    return done
+
+
+def _wait(job: Any) -> None:
+    while not _ended(job):
+        time.sleep(LOOK)
+
+
+def _made(work: Path) -> bool:
+    return (work / "made.json").is_file()
+
+
+def _folder(work: Path) -> Path:
+    """Where submitit keeps a stage's jobs: their scripts, and what they print."""
+    return work.parent / ".jobs" / work.name.removesuffix(store.PARTIAL)
