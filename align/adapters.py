@@ -1,29 +1,226 @@
-"""Which adapter, on which base: what can be said of them before a model is loaded."""
+"""Which adapter, on which base: what is wrong with them, said before a model is loaded.
+
+What a base is made of is read from its files (headers.py); where these are not on this machine, the
+stage's process says the rest from the modules themselves, before it trains.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from align import headers
 from align.artifacts import Model
+from align.errors import StageFailed
+from align.headers import Shapes
 from align.settings import Stage
+from align.spec import Base, describe, is_adapter
+from align.targets import HEADS, Problems, moves_base, targets
 
 OTHER_ADAPTER = (
     "The model carries an adapter already ({}) and lora is {}. Leave `lora:` out to go on training "
     "the adapter, or merge it first: a stage with `use: merge`."
 )
 
+NEED_DATA = ("eva", "corda", "lora_ga", "loftq")
+"""`init_lora_weights` of PEFT 0.21 that want data or quantization of their own before training."""
 
-def check_lora(model: Model | None, lora: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+
+def check_adapter(stage: Any, *, head: bool = False) -> Problems:
+    """What a training stage with `model`, `lora`, `quantization` and `trainer` yields from `check`.
+
+    `head`: it trains a reward model.
+    """
+    yield from check_lora(stage.model, stage.lora)
+    lora, quantization = carried(stage.model)
+    lora = stage.lora or lora
+    if stage.quantization != "inherit":
+        quantization = stage.quantization
+        yield from _one_quantization(quantization or {})
+    if quantization:
+        yield from _quantized_training(stage, quantization)
+    if stage.lora:
+        yield from _inits(stage.lora, quantization or {})
+    base = root(stage.model)
+    if base is None:
+        return
+    if stage.lora and (modules := headers.modules(base)) is not None:
+        yield from targets(stage.lora, modules, head=head)
+    method = headers.quantized(base)
+    if method and quantization:
+        yield (
+            "quantization",
+            f"{base.path} is quantized already ({method}). Leave `quantization:` out, or name the "
+            "model it was made from.",
+        )
+    if lora or headers.folder(base) is None:
+        return
+    if method or quantization:
+        yield "model" if method else "quantization", NOT_TRAINABLE
+    elif base.dtype in ("bfloat16", "float16"):
+        yield (
+            "model",
+            f"All weights are trained, and base.dtype holds them in {base.dtype}, where an update "
+            "below 1/256 of a weight is lost. Leave `dtype` out: it is float32 where all weights "
+            "are trained, and short elsewhere.",
+        )
+
+
+NOT_TRAINABLE = (
+    "Quantized weights cannot be trained. Train an adapter on them (`lora: {}`), or start from "
+    "unquantized ones."
+)
+
+
+def check_lora(model: Model | None, lora: dict[str, Any] | None) -> Problems:
     """What a stage yields from `check` where its `lora:` is not the adapter that comes with it."""
-    carried = _carried(model)
-    if lora is not None and carried is not None and carried != lora:
-        yield "lora", OTHER_ADAPTER.format(carried, lora)
+    yield from differences(carried(model)[0], lora)
 
 
-def _carried(model: Model | None) -> dict[str, Any] | None:
-    """The `lora:` of the adapter that a model will carry, known before it is made."""
-    settings = dict(model.stage) if model and isinstance(model.stage, Stage) else {}
+def differences(there: dict[str, Any] | None, lora: dict[str, Any] | None) -> Problems:
+    """In what a stage's `lora:` is not the adapter that is there: see `carried`."""
+    if lora is None or there is None:
+        return
+    if "peft_type" not in there:  # the block of a stage
+        if lora != there:
+            yield "lora", OTHER_ADAPTER.format(there, lora)
+        return
+    for key, wanted in lora.items():
+        if not _alike(key, wanted, there.get(key)):
+            has = f"{key}: {there.get(key)}"
+            yield f"lora.{key}", OTHER_ADAPTER.format(has, f"{key}: {wanted}")
+
+
+def _alike(key: str, wanted: Any, there: Any) -> bool:
+    if key == "target_modules" and str(wanted).lower() == "all-linear":
+        return isinstance(there, list)  # PEFT has written out which they were
+    if isinstance(wanted, list) and isinstance(there, list):
+        return set(wanted) == set(there)
+    return bool(wanted == there)
+
+
+def carried(model: Model | None) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """(lora, quantization) of a model, known before it is made; lora is None without an adapter.
+
+    Of an adapter that no stage made, `lora` is its whole configuration, with `peft_type`.
+    """
+    if model is None:
+        return None, None
+    if not isinstance(model.stage, Stage):
+        spec = describe(model)
+        return spec.lora, spec.quantization
+    settings = dict(model.stage)
     if "lora" not in settings:
-        return None
-    return settings["lora"] or _carried(settings.get("model"))
+        return None, None
+    lora, quantization = carried(settings.get("model"))
+    lora = settings["lora"] or lora
+    if settings.get("quantization", "inherit") != "inherit":
+        quantization = settings["quantization"]
+    return lora, quantization if lora else None
+
+
+def root(model: Model | None) -> Base | None:
+    """The model from outside that a chain of stages began with; None where it began with none."""
+    while model is not None and isinstance(model.stage, Stage):
+        settings = dict(model.stage)
+        model = settings.get("model") or next(iter(settings.get("models", ())), None)
+    return None if model is None else describe(model).base
+
+
+def misfits(base: Base) -> Problems:
+    """What is wrong with an adapter that a recipe names by its directory, against its own base."""
+    home = headers.folder(base)
+    if home is None or not is_adapter(home):
+        return
+    try:
+        about = describe(Model(home, spec={"base": base.model_dump(), "quantization": None})).base
+        weights = headers.tensors(home)
+    except (StageFailed, ValueError, LookupError, TypeError, AttributeError) as error:
+        yield "path", f"{error}"
+        return
+    there = headers.modules(about)
+    if there is None:
+        return
+    for module, sides in _trained(weights).items():
+        if module.rpartition(".")[2] in HEADS[:2]:
+            continue
+        if module not in there:
+            message = f"{base.path} has weights for {module}, which its base {about.path} lacks"
+            yield "path", f"{message}: it is an adapter of another model. {_REBASE.format(home)}"
+            return
+        if there[module] and sorted(sides) != sorted(there[module]):
+            message = f"{base.path} is made for a {module} of {sides}, and its base {about.path}"
+            yield "path", f"{message} has one of {there[module]}. {_REBASE.format(home)}"
+            return
+    yield from _vocabulary(home, about, weights)
+
+
+_REBASE = "Write the model it was trained on into {}/adapter_config.json."
+
+
+def _trained(weights: Shapes) -> Shapes:
+    """Module -> (outputs, inputs) of the matrix that B A adds to, or of the one saved whole."""
+    found: Shapes = {}
+    for name, shape in weights.items():
+        module, _, part = name.removeprefix("base_model.model.").partition(".lora_")
+        if not part and len(shape) == 2:
+            found[module.removesuffix(".weight")] = shape
+        elif part.startswith(("A", "embedding_A")) and name.replace("_A", "_B") in weights:
+            found[module] = (weights[name.replace("_A", "_B")][0], shape[1])
+    return found
+
+
+def _vocabulary(home: Path, about: Base, weights: Shapes) -> Problems:
+    """An adapter's own tokenizer must not know more tokens than its base has rows for."""
+    rows = headers.config(about).get("vocab_size")
+    own = any("embed_tokens" in name for name in weights)
+    known = headers.tokens(home)
+    if not own and rows is not None and known > rows:
+        yield (
+            "path",
+            f"The tokenizer in {home} has {known} tokens, and the base {about.path} {rows}: it is "
+            f"another model's. Remove the tokenizer files there, or name the right base.",
+        )
+
+
+# -- quantization --------------------------------------------------------------------------------
+
+
+def _one_quantization(quantization: dict[str, Any]) -> Problems:
+    asked = [key for key in ("load_in_4bit", "load_in_8bit") if quantization.get(key)]
+    if len(asked) == 2:
+        yield "quantization", "load_in_4bit and load_in_8bit exclude each other. Keep one."
+    elif quantization and not asked:
+        yield (
+            "quantization",
+            "It quantizes nothing. Say `load_in_4bit: true` or `load_in_8bit: true`.",
+        )
+
+
+def _quantized_training(stage: Any, quantization: dict[str, Any]) -> Problems:
+    fact = "TRL trains bfloat16 weights on a quantized model"
+    if stage.trainer.get("bf16") is False or stage.trainer.get("fp16"):
+        key = "fp16" if stage.trainer.get("fp16") else "bf16"
+        yield f"trainer.{key}", f"{fact}, which needs bf16. Leave `{key}` out."
+
+
+def _inits(lora: dict[str, Any], quantization: dict[str, Any]) -> Problems:
+    """First weights of an adapter that cannot be had here."""
+    asked = lora.get("init_lora_weights", True)
+    problem = ""
+    if asked in NEED_DATA:
+        problem = (
+            "needs data or a quantization of its own first. Take pissa_niter_16, or leave it out"
+        )
+    elif quantization and asked not in (True, False, "gaussian"):
+        problem = "is made of the base's own weights. Leave it out, or set `quantization: null`"
+    elif lora.get("use_dora") and moves_base(lora):
+        problem = "with DoRA cannot be saved for the base as it is. Leave one of the two out"
+    if problem:
+        yield "lora.init_lora_weights", f'"{asked}" {problem}.'
+    if lora.get("use_dora") and quantization.get("load_in_8bit"):
+        yield (
+            "lora.use_dora",
+            "bitsandbytes 0.50 loses the scale of 8-bit weights once DoRA has read them. Take "
+            "load_in_4bit, or leave use_dora out.",
+        )

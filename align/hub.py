@@ -35,6 +35,13 @@ def cached(kind: Kind, name: str, revision: str | None) -> str | None:
     return commit if (folder / "snapshots" / commit).is_dir() else None
 
 
+def snapshot(kind: Kind, name: str, revision: str | None) -> Path | None:
+    """The directory of a cached model or data set; None where it is not cached."""
+    commit = cached(kind, name, revision)
+    folder = cache() / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
+    return folder / commit if commit else None
+
+
 def offline() -> bool:
     """Whether the user forbids going online."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")

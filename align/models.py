@@ -12,12 +12,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from align import chat
-from align.adapters import OTHER_ADAPTER, check_lora
+from align import adapters, adapting, chat, headers, precision
+from align.adapters import NOT_TRAINABLE, check_adapter
 from align.artifacts import Model, RewardModel, read_json
 from align.errors import StageFailed
 from align.out import Out
 from align.spec import Base, Lora, Quantization, Spec, describe, sentences
+from align.targets import moves_base
 from align.tokenizing import (
     TEMPLATES,
     check_template,
@@ -33,13 +34,12 @@ __all__ = [
     "Lora",
     "Quantization",
     "Spec",
-    "check_lora",
+    "check_adapter",
     "check_template",
     "describe",
     "device",
     "half",
     "load",
-    "merged",
     "prepare",
     "save",
     "template",
@@ -68,6 +68,7 @@ def load(
     quantization: dict[str, Any] | str | None = "inherit",
     seed: int = 0,
     device: str | None = None,
+    dtype: str | None = None,
 ) -> Any:
     """A `PreTrainedModel`, or a `PeftModel` around it where the model has an adapter.
 
@@ -75,7 +76,8 @@ def load(
     are quantized): the new adapter of `lora`, else the adapter the model has, else all of them (in
     float32, which is trained under bfloat16 autocast on a GPU). Otherwise in eval mode on `device`.
     `head`: with a one-number head instead of the vocabulary's: that of a RewardModel, or a new one
-    drawn from `seed`, as are the weights of a new adapter.
+    drawn from `seed`, as are the weights of a new adapter. `dtype`: instead of what base and
+    hardware make of it; "auto": as the weights are on the disk.
 
     Raises:
         StageFailed: see `describe`; a hub model is not here and there is no network; `lora` on a
@@ -89,11 +91,15 @@ def load(
     spec = describe(model)
     chosen = spec.quantization if isinstance(quantization, str) else quantization
     at = device or _here()
-    options: dict[str, Any] = {"dtype": _dtype(spec, at, train and not (lora or spec.adapter))}
+    full = train and not (lora or spec.adapter)
+    options: dict[str, Any] = {"dtype": dtype or precision.dtype(spec.base.dtype, at, full)}
     if spec.base.attn_implementation:
         options["attn_implementation"] = spec.base.attn_implementation
     if chosen:
-        options |= {"quantization_config": _bits(chosen, options["dtype"]), "device_map": {"": at}}
+        precision.check(chosen, at)
+        options["quantization_config"] = precision.bits(chosen, options["dtype"])
+    if quantized := bool(chosen or headers.quantized(spec.base)):
+        options["device_map"] = {"": at}
     if head:
         options |= {"num_labels": 1, "pad_token_id": _pad(model)}
     if head and spec.adapter and not isinstance(model, RewardModel):
@@ -112,8 +118,13 @@ def load(
             use_safetensors=True,
             **options,
         )
-    if chosen and at == "cpu":
-        _keep_unpacked(network)
+    if quantized and at == "cpu":
+        precision.keep_unpacked(network)
+    if network._hf_peft_config_loaded:
+        raise StageFailed(
+            f"{spec.base.path} is an adapter, which must be on this machine to be put on its base. "
+            f"Fetch it (`hf download {spec.base.path}`) and run again."
+        )
     if spec.adapter:
         with sentences(str(spec.adapter)):
             network = PeftModel.from_pretrained(
@@ -122,52 +133,24 @@ def load(
         network.peft_config["default"].base_model_name_or_path = spec.base.path  # was relative
     if train:
         return prepare(network, spec, lora, head=head, seed=seed)
-    return network.to(at).eval() if not chosen else network.eval()
+    return network.eval() if quantized else network.to(at).eval()
 
 
 def prepare(
     network: Any, spec: Spec, lora: dict[str, Any] | None, *, head: bool = False, seed: int = 0
 ) -> Any:
     """The loaded network, ready to train: with a new adapter, its own, or none. See `load`."""
-    import torch
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    if isinstance(network, PeftModel):
-        if lora is not None and lora != spec.lora:
-            raise StageFailed(OTHER_ADAPTER.format(spec.lora or spec.adapter, lora))
-        return _trained_in_float32(network)
-    if lora is None:
-        if getattr(network, "is_quantized", False):
-            raise StageFailed(
-                "Quantized weights cannot be trained. Train an adapter on them (`lora: {}`) or set "
-                "`quantization: null`."
-            )
-        return network
-    torch.manual_seed(seed)
-    task = "SEQ_CLS" if head else "CAUSAL_LM"  # SEQ_CLS trains and saves the head too
-    return _trained_in_float32(get_peft_model(network, LoraConfig(task_type=task, **lora)))
-
-
-def _trained_in_float32(network: Any) -> Any:
-    """Small updates are lost in bfloat16. PEFT 0.21 casts adapters, but not `modules_to_save`.
-
-    Not on quantized weights: TRL 1.16 makes all that is trained on those bfloat16 anyway.
-    """
-    if not getattr(network, "is_quantized", False):
-        for weight in network.parameters():
-            if weight.requires_grad:
-                weight.data = weight.data.float()
-    return network
-
-
-def merged(model: Model) -> Any:
-    """A model as full weights in float32 on the CPU, its adapter folded in."""
     from peft import PeftModel
 
-    network = load(
-        model, head=isinstance(model, RewardModel), quantization=None, device="cpu"
-    ).float()
-    return network.merge_and_unload(safe_merge=True) if isinstance(network, PeftModel) else network
+    if isinstance(network, PeftModel):
+        for _, message in adapters.differences(spec.lora, lora):
+            raise StageFailed(message)
+        return adapting.in_float32(network)
+    if lora is not None:
+        return adapting.new(network, lora, head=head, seed=seed)
+    if getattr(network, "is_quantized", False):
+        raise StageFailed(NOT_TRAINABLE)
+    return network
 
 
 def save(
@@ -207,6 +190,8 @@ def save(
         base["revision"] = spec.base.revision
         network.save_pretrained(str(home), selected_adapters=["default"], state_dict=state)
         (home / "README.md").unlink(missing_ok=True)
+        if moves_base(lora or {}) and spec.adapter is None:
+            adapting.for_the_base(home, network.first_weights)
         beside = os.path.join("..", relative)
         _scrub(home / "adapter_config.json", beside if Path(path).is_dir() else path, base)
     else:
@@ -255,35 +240,9 @@ def half(
     """Whether `load(model, train=True, …)` gives weights in bfloat16, or quantized ones."""
     spec = describe(model)
     chosen = spec.quantization if isinstance(quantization, str) else quantization
-    return bool(chosen) or _dtype(spec, device(), not (lora or spec.adapter)) == "bfloat16"
-
-
-def _dtype(spec: Spec, at: str, full: bool) -> str:
-    import torch
-
-    if spec.base.dtype != "auto":
-        return spec.base.dtype
-    short = at != "cpu" and torch.cuda.is_bf16_supported()
-    return "bfloat16" if short and not full else "float32"
-
-
-def _bits(quantization: dict[str, Any], dtype: str) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(**{"bnb_4bit_compute_dtype": dtype, **quantization})
-
-
-def _keep_unpacked(network: Any) -> None:
-    """No repacking of 4-bit weights on a CPU with AVX512-BF16.
-
-    bitsandbytes 0.50 repacks them at the first forward in eval mode, and gradients no longer flow
-    through them afterwards, with a warning only (measured: other weights at the end).
-    """
-    from bitsandbytes.nn import Linear4bit
-
-    for module in network.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+    if chosen or headers.quantized(spec.base):
+        return True
+    return precision.dtype(spec.base.dtype, device(), not (lora or spec.adapter)) == "bfloat16"
 
 
 def _pad(model: Model) -> int:

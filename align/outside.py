@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import hub, shelf
+from align import adapters, hub, shelf
 from align.artifacts import Artifact, Model, RewardModel
 from align.data import Source
 from align.models import Base, token_problem
 from align.options import nearest
 from align.records import data_files, external, is_path
+from align.spec import adapted_base, is_adapter
 from align.yaml import Node, show
 
 if TYPE_CHECKING:
@@ -198,7 +199,8 @@ def base(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
     if not isinstance(read, Base):
         return BAD
     wrong = [
-        reader.problem(block.get(key, node).place, path, message) for key, message in _tokens(read)
+        reader.problem(block.get(key, node).place, path, message)
+        for key, message in list(adapters.misfits(read)) or _tokens(read)
     ]
     return BAD if wrong else read
 
@@ -209,6 +211,8 @@ def _tokens(read: Base) -> Iterator[tuple[str, str]]:
     Only the classes that take their tokens from the files alone are known to lack one.
     """
     folder = Path(read.path).expanduser()
+    if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
+        folder = Path(adapted_base(folder))
     files = folder / "tokenizer_config.json", folder / "tokenizer.json"
     if (folder / "model.json").is_file() or not all(file.is_file() for file in files):
         return
@@ -243,11 +247,9 @@ def _local_model(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
         fact = f'"{word}" is a file. A model is a directory with config.json and safetensors.'
     elif (found / "model.json").is_file():
         return str(found)
-    elif (found / "adapter_config.json").is_file():
-        fact = f'"{word}" is an adapter alone. Name the stage directory or model it is part of.'
-    elif not (found / "config.json").is_file():
+    elif not is_adapter(found) and not (found / "config.json").is_file():
         fact = f'"{word}" holds no config.json, so it is no model.'
-    elif not any(found.glob("*.safetensors")):
+    elif not is_adapter(found) and not any(found.glob("*.safetensors")):
         fact = f'"{word}" holds no *.safetensors. Save it with save_pretrained once.'
     return reader.problem(node.place, path, fact) if fact else str(found)
 
@@ -267,13 +269,10 @@ def _template(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
 
 def _has_score_head(folder: Path) -> bool:
     """Whether a directory holds a sequence classification model."""
-    for file in (folder / "adapter/adapter_config.json", folder / "model/config.json"):
-        if file.is_file():
-            break
-    else:
-        file = folder / "config.json"
-    if not file.is_file():
+    names = ("adapter/adapter_config.json", "model/config.json", "config.json")
+    found = [name for name in (*names, "adapter_config.json") if (folder / name).is_file()]
+    if not found:
         return False
-    config = json.loads(file.read_text(encoding="utf-8"))
-    names = config.get("architectures") or [""]
-    return config.get("task_type") == "SEQ_CLS" or "SequenceClassification" in names[0]
+    config = json.loads((folder / found[0]).read_text(encoding="utf-8"))
+    (kind, *_) = config.get("architectures") or [""]
+    return config.get("task_type") == "SEQ_CLS" or "SequenceClassification" in kind

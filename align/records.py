@@ -22,6 +22,7 @@ from align.data import Source
 from align.errors import StageFailed
 from align.models import Base
 from align.settings import Reward, Settings, Stage, Task
+from align.spec import adapted_base, is_adapter
 
 # -- content -------------------------------------------------------------------------------------
 
@@ -156,6 +157,9 @@ def _local(block: Base | Source, contents: Contents) -> dict[str, Any]:
     if isinstance(block, Base):
         if is_path(block.path) and Path(block.path).exists():
             asked["path"] = {"content": contents.of(Path(block.path))}
+            if is_adapter(Path(block.path)):
+                named = Path(adapted_base(Path(block.path)))
+                asked["adapts"] = contents.of(named) if named.is_dir() else str(named)
         if block.chat_template and (file := Path(block.chat_template)).is_file():
             asked["chat_template"] = {"content": contents.of(file)}
         return asked

@@ -13,12 +13,14 @@ so that a consumer needs neither the template nor the special tokens of the reci
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from align import hub
 from align.artifacts import Model, read_json
 from align.errors import StageFailed
 from align.settings import Library, Settings
@@ -74,7 +76,7 @@ class Spec:
     quantization: dict[str, Any] | None
     adapter: Path | None
     lora: dict[str, Any] | None
-    """The `lora:` block that the adapter was made with, where it was made by a stage."""
+    """The `lora:` block that the adapter was made with; from elsewhere, its config."""
 
     tokenizer: str
     """A directory or hub id."""
@@ -82,6 +84,8 @@ class Spec:
 
 def describe(model: Model) -> Spec:
     """What a model is made of.
+
+    A directory that holds an adapter and nothing else is that adapter on the base it names.
 
     Raises:
         StageFailed: a directory is missing, or holds weights that are not safetensors.
@@ -97,6 +101,10 @@ def describe(model: Model) -> Spec:
             raise StageFailed(f"{path} does not exist. Look at the path of `base:`.")
         if (path / "model.json").is_file():  # a model of the store, named by its path
             return describe(Model(path))
+        if is_adapter(path):
+            return _adapter(path, base)
+    elif (cached := hub.snapshot("model", base.path, base.revision)) and is_adapter(cached):
+        return _adapter(cached, base)
     adapter = home / "adapter" if made and spec["adapter"] else None
     if Path(base.path).is_dir():
         _check_weights(Path(base.path))
@@ -108,6 +116,66 @@ def describe(model: Model) -> Spec:
         lora=spec.get("lora"),
         tokenizer=str(own) if made else base.path,
     )
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a directory holds an adapter, and no model."""
+    return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
+
+
+def adapter_config(path: Path) -> dict[str, Any]:
+    """The configuration of an adapter that no stage made.
+
+    Raises:
+        StageFailed: it cannot be read, or is of a kind that is not loaded here.
+    """
+    file = path / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StageFailed(f"{file} cannot be read: {error}. Look at it.") from None
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "LORA":
+        raise StageFailed(f'"peft_type" is {kind} and must be "LORA" in {file}.')
+    if not (path / "adapter_model.safetensors").is_file():
+        raise StageFailed(
+            f"{path} has no adapter_model.safetensors. Weights in .bin files can run code when "
+            "they are loaded and are refused: load it with peft once, and save it again."
+        )
+    assert isinstance(config, dict)
+    return config
+
+
+def adapted_base(path: Path) -> str:
+    """The base that an adapter names: a directory, or a hub id.
+
+    Raises:
+        StageFailed: it names none, or a directory that is not there.
+    """
+    named = adapter_config(path).get("base_model_name_or_path")
+    remedy = f"Write its directory or hub id into {path / 'adapter_config.json'}."
+    if not isinstance(named, str) or not named:
+        raise StageFailed(f"{path} does not say whose adapter it is. {remedy}")
+    beside = path / Path(named).expanduser()
+    found = beside if beside.is_dir() else Path(named).expanduser()
+    if found.is_dir():
+        if not is_adapter(found):
+            return str(found.resolve())
+        raise StageFailed(
+            f"{path} is an adapter of {found}, which is one itself. Merge that first."
+        )
+    if named.startswith((".", "/", "~")) or named.count("/") != 1:
+        raise StageFailed(f"{path} is an adapter of {named}, which does not exist. {remedy}")
+    return named
+
+
+def _adapter(path: Path, asked: Base) -> Spec:
+    config, named = adapter_config(path), adapted_base(path)
+    base = asked.model_copy(update={"path": named, "revision": config.get("revision")})
+    if Path(named).is_dir():
+        _check_weights(Path(named))
+    own = (path / "tokenizer_config.json").is_file()
+    return Spec(base, None, path, config, str(path) if own else named)
 
 
 def _check_weights(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from align import chat
 from align.artifacts import Model
 from align.errors import StageFailed
-from align.spec import Base, describe, sentences
+from align.spec import Base, describe, is_adapter, sentences
 
 TEMPLATES = Path(__file__).parent / "templates"
 """Templates that a recipe names: `chat_template: chatml`."""
@@ -67,6 +67,8 @@ def check_template(model: Model) -> Iterator[tuple[str, str]]:
         return
     base = Base(**model.spec()["base"])
     folder = Path(base.path).expanduser()
+    if is_adapter(folder):
+        folder = Path(describe(model).tokenizer)
     config = folder / "tokenizer_config.json"
     if base.chat_template is not None or not config.is_file():
         return

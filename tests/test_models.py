@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from align import chat, models, recipe
+from align import adapters, chat, models, recipe
 from align.artifacts import Model, RewardModel
 from align.errors import RecipeError, StageFailed
 from align.out import Out
@@ -157,10 +157,10 @@ def test_another_adapter_is_seen_before_anything_runs(tiny_model: Path) -> None:
     first = Sft(model=base(tiny_model), data=[], lora=LORA)
     second = Sft(model=Model(Path("sft-1"), stage=first), data=[])
     third = Model(Path("sft-2"), stage=second)
-    assert list(models.check_lora(third, LORA)) == list(models.check_lora(third, None)) == []
-    assert [key for key, _ in models.check_lora(third, {"r": 8})] == ["lora"]
+    assert list(adapters.check_lora(third, LORA)) == list(adapters.check_lora(third, None)) == []
+    assert [key for key, _ in adapters.check_lora(third, {"r": 8})] == ["lora"]
     merged = Model(Path("merge-1"), stage=Merge(model=third))
-    assert list(models.check_lora(merged, {"r": 8})) == []
+    assert list(adapters.check_lora(merged, {"r": 8})) == []
 
 
 def test_quantized_weights_alone_cannot_be_trained(tiny_model: Path) -> None:

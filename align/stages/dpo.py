@@ -64,7 +64,7 @@ class Dpo(Stage):
     def check(self) -> Iterator[tuple[str, str]]:
         """What TRL would ignore or refuse, and `lora:` on a model with another adapter."""
         yield from training.check(self)
-        yield from models.check_lora(self.model, self.lora)
+        yield from models.check_adapter(self)
         yield from models.check_template(self.model)
         asked = self.trainer.get("loss_type", "sigmoid")
         losses = [asked] if isinstance(asked, str) else list(asked)

@@ -61,7 +61,7 @@ class TrainRewardModel(Stage):
     def check(self) -> Iterator[tuple[str, str]]:
         """`lora:` on a model with another adapter; a gate with nothing to measure it on."""
         yield from training.check(self)
-        yield from models.check_lora(self.model, self.lora)
+        yield from models.check_adapter(self, head=True)
         yield from models.check_template(self.model)
         if self.gate and not self.holdout and not self.eval_data:
             yield (
@@ -131,7 +131,7 @@ class TrainRewardModel(Stage):
             processing_class=tokenizer,
         )
         metrics = training.fit(trainer, self, out)
-        models.save(network, tokenizer, self.model, out, **how)
+        models.save(network, tokenizer, self.model, out, state=trainer.whole, **how)
         trainer.accelerator.wait_for_everyone()
         return metrics, held_out
 

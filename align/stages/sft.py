@@ -48,7 +48,7 @@ class Sft(Stage):
 
     def check(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for what is wrong and can be known before anything runs."""
-        yield from models.check_lora(self.model, self.lora)
+        yield from models.check_adapter(self)
         yield from models.check_template(self.model)
         yield from training.check(self)
 
@@ -87,7 +87,7 @@ class Sft(Stage):
             processing_class=tokenizer,
         )
         metrics = training.fit(trainer, self, out)
-        models.save(trainer.model, tokenizer, self.model, out, **how)
+        models.save(trainer.model, tokenizer, self.model, out, state=trainer.whole, **how)
         training.finish(out, metrics)
         return Model(out.path)
 
