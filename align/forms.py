@@ -138,7 +138,8 @@ def _answered(row: Row) -> Row:
 
 
 def _prompt(row: Row) -> Row:
-    others = {key: value for key, value in row.items() if key not in ("id", "instruction", "input")}
+    ours = ("id", "prompt_id", "instruction", "input")  # `reject` calls the prompt's row prompt_id
+    others = {key: value for key, value in row.items() if key not in ours}
     asked = _asked(row)
     if not asked or asked[-1]["role"] == "assistant":
         raise Unusable("no_question")

@@ -44,6 +44,7 @@ def content(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         (Prompts, {"prompt": "Hi", "answer": 4}, {"prompt": [U], "answer": 4}),
         (Prompts, {"prompt": [U]}, {"prompt": [U]}),
         (Prompts, {"messages": [U, A], "level": 1}, {"prompt": [U], "level": 1}),
+        (Prompts, {"prompt": "Hi", "prompt_id": "ab", "level": 1}, {"prompt": [U], "level": 1}),
         (
             Prompts,
             {"instruction": "Add", "input": "1 2", "k": 1},
