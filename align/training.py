@@ -9,7 +9,7 @@ A stage mixes `Ordered` into the trainer it uses, makes its config with `argumen
     args = training.arguments(SFTConfig, self, out, models.half(self.model, self.lora))
     trainer = Trainer(model=network, args=args, train_dataset=rows, processing_class=tokenizer)
     metrics = training.fit(trainer, self, out)
-    models.save(trainer.model, tokenizer, self.model, out)
+    models.save(trainer.model, tokenizer, self.model, out, state=trainer.whole)
     training.finish(out, metrics)
 
 Nothing here is a loss or a training loop: those are TRL's and transformers'.
@@ -19,80 +19,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from align import checkpoints, launch
+from align import checkpoints, launch, sharding
 from align.errors import StageFailed
-from align.order import Order
+from align.ordered import SAVE_SECONDS, Ordered
 from align.out import Out
+from align.owned import OWNED
 
-if TYPE_CHECKING:
-    from transformers import Trainer
-else:
-    Trainer = object
-
-SAVE_SECONDS = 300
-"""A checkpoint this often, unless the recipe sets `save_steps` or `save_strategy`."""
-
-_HUB = "a stage writes to the store; upload what is finished with `hf upload`"
-_BASE = "it belongs to the model: set it in the recipe's `base:`"
-_ORDER = "the rows of a step and their order are the same on any hardware"
-OWNED: dict[str, str] = {
-    "output_dir": "a stage writes to its directory in the store",
-    "seed": "set `seed` on the stage or on the recipe",
-    "data_seed": "set `seed` on the stage or on the recipe",
-    "gradient_accumulation_steps": "it follows from `batch_size` and `per_device_train_batch_size`",
-    "auto_find_batch_size": "`batch_size` is fixed; lower `per_device_train_batch_size` instead",
-    "resume_from_checkpoint": "a stage that was killed goes on by itself",
-    "restore_callback_states_from_checkpoint": "a stage that was killed goes on by itself",
-    "ignore_data_skip": "a stage that was killed goes on by itself",
-    "save_only_model": "a stage that was killed goes on by itself",
-    "save_total_limit": "the last checkpoints and the best are kept while a stage trains",
-    "enable_jit_checkpoint": "a stage saves a checkpoint when it is told to stop",
-    "load_best_model_at_end": "the best model is kept where the stage has `eval_data`",
-    "logging_nan_inf_filter": "a loss that is not finite stops the stage",
-    "disable_tqdm": "`align` shows the progress",
-    "use_cpu": "a GPU is used where there is one; hide it with CUDA_VISIBLE_DEVICES=",
-    "train_sampling_strategy": _ORDER,
-    "length_column_name": _ORDER,
-    "shuffle_dataset": _ORDER,
-    "dataloader_drop_last": _ORDER,
-    "accelerator_config": _ORDER,
-    "remove_unused_columns": "stages hand the trainer exactly the columns it needs",
-    "dataset_kwargs": "stages hand the trainer rows that are tokenized",
-    "dataset_text_field": "stages hand the trainer rows that are tokenized",
-    "dataset_num_proc": "stages hand the trainer rows that are tokenized",
-    "assistant_only_loss": "`train_on:` says which tokens are learnt",
-    "completion_only_loss": "`train_on:` says which tokens are learnt",
-    "padding_free": "it is used where attention has a kernel for it",
-    "truncation_mode": "a row that is too long is dropped and counted, never cut",
-    "do_train": "stages train; `evaluate` is a stage",
-    "do_eval": "stages train; `evaluate` is a stage",
-    "do_predict": "stages train; `evaluate` is a stage",
-    "model_init_kwargs": _BASE,
-    "trust_remote_code": "code from the hub is not run",
-    "chat_template_path": _BASE,
-    "eos_token": _BASE,
-    "pad_token": _BASE,
-    "push_to_hub": _HUB,
-    "hub_model_id": _HUB,
-    "hub_strategy": _HUB,
-    "hub_token": "tokens come from the environment, never from a recipe",
-    "hub_private_repo": _HUB,
-    "hub_always_push": _HUB,
-    "hub_revision": _HUB,
-}
-"""Keys of TRL's configs that a recipe may not set, and why."""
-
+__all__ = ["OWNED", "Ordered", "Trained", "arguments", "check", "dataset", "finish", "fit", "limit"]
 
 _EVALUATED: dict[str, Any] = {
     "eval_strategy": "steps",
@@ -249,130 +191,6 @@ def dataset(rows: Iterable[dict[str, Any]], least: int = 2) -> Any:
     return datasets.Dataset(pyarrow.concat_tables(tables))
 
 
-class Ordered(Trainer):  # type: ignore[misc]
-    """Mixed into a TRL trainer, before it: `class Trainer(Ordered, SFTTrainer)`.
-
-    Sets the order of rows, stops at a loss that is not finite, writes `metrics.jsonl`, marks
-    checkpoints as complete, and stops cleanly between two steps when it is told to.
-    """
-
-    out: Out
-    """Set by `fit`."""
-
-    order: Order
-    stop_asked = False
-    """Told to stop: done at the end of the step, with a checkpoint."""
-
-    _saved_at = 0.0
-    _saved_step = 0
-
-    def lengths(self, dataset: Any) -> list[int]:
-        """Tokens of every row of the data set: its `input_ids`, else all its `..._ids` columns."""
-        import pyarrow.compute  # type: ignore[import-untyped]
-
-        columns = [name for name in dataset.column_names if name.endswith("_ids")]
-        columns = ["input_ids"] if "input_ids" in columns else columns
-        table = dataset.with_format("arrow")[:]
-        lengths = [pyarrow.compute.list_value_length(table[name]).to_numpy() for name in columns]
-        return [int(length) for length in sum(lengths)]
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        args = self.args
-        batch = (
-            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        )
-        self.order = Order(self.lengths(dataset), args.seed, batch)
-        return self.order
-
-    def _run_epoch(self, **kwargs: Any) -> None:
-        self.order.epoch = kwargs["epoch"]  # not set_epoch: it does not reach a sampler that skips
-        super()._run_epoch(**kwargs)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """One micro-batch.
-
-        Raises:
-            StageFailed: the loss is not finite.
-        """
-        loss = super().training_step(*args, **kwargs)
-        if not math.isfinite(loss):
-            raise StageFailed(
-                f"The loss is {float(loss)} at step {self.state.global_step + 1}. Lower "
-                f"trainer.learning_rate (now {self.args.learning_rate:g}), or look for broken rows "
-                "in the data; the last checkpoint is kept."
-            )
-        return loss
-
-    def _maybe_log_save_evaluate(
-        self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
-    ) -> None:
-        due = (
-            self.args.save_strategy in ("no", "best")
-            and time.monotonic() - self._saved_at > SAVE_SECONDS
-            and self.state.global_step < self.state.max_steps
-        )
-        self.stop_asked, due = self._agreed(self.stop_asked, due)
-        if self.stop_asked:
-            self.control.should_training_stop = True
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
-        if (self.stop_asked or due) and self._saved_step != self.state.global_step:
-            self._save_checkpoint(model, trial)
-        if self.is_world_process_zero():
-            self.out.progress(self.state.global_step, self.state.max_steps, "steps")
-
-    def _agreed(self, *flags: bool) -> list[bool]:
-        """The flags that any process has raised: a signal reaches processes at different steps."""
-        if self.args.world_size == 1:
-            return list(flags)
-        import torch
-
-        raised = torch.tensor(flags, dtype=torch.int32, device=self.args.device)
-        torch.distributed.all_reduce(raised, op=torch.distributed.ReduceOp.MAX)
-        return [bool(flag) for flag in raised.tolist()]
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Write the numbers to `metrics.jsonl`, with our own count of tokens."""
-        super().log(logs, start_time)
-        numbers = self.state.log_history[-1]
-        if "train_runtime" in numbers:  # TRL's averages of one call: wrong after a resume
-            return
-        numbers.pop("num_tokens", None)
-        numbers.pop("eval_num_tokens", None)
-        numbers["tokens"] = self.order.tokens(self.state.global_step)
-        if self.is_world_process_zero():
-            self.out.metrics(**numbers)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._check_room()
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            folder = Path(self.args.output_dir)
-            checkpoints.seal(folder / f"checkpoint-{self.state.global_step}")
-            checkpoints.prune(folder)
-        self._saved_at = time.monotonic()
-        self._saved_step = self.state.global_step
-
-    def _check_room(self) -> None:
-        """See that a checkpoint fits on the disk: three times the weights that are trained."""
-        trained = (weight for weight in self.model.parameters() if weight.requires_grad)
-        needed = 3 * sum(weight.numel() * weight.element_size() for weight in trained)
-        free = shutil.disk_usage(self.args.output_dir).free
-        if free < needed:
-            raise StageFailed(
-                f"The disk is full: a checkpoint takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} "
-                f"are free at {self.args.output_dir}. Free some space and run again: training goes "
-                "on from the last checkpoint."
-            )
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: TRL's card would name local paths."""
-
-    def _send_telemetry(self) -> None:
-        """None."""
-
-
 def fit(trainer: Ordered, stage: Trained, out: Out) -> dict[str, float]:
     """Train to the end, from the last whole checkpoint where there is one.
 
@@ -383,7 +201,6 @@ def fit(trainer: Ordered, stage: Trained, out: Out) -> dict[str, float]:
         StageFailed: the loss or the weights are not finite.
         KeyboardInterrupt: told to stop (SIGTERM, SIGINT); a checkpoint was saved.
     """
-    import torch
     from transformers import EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback, TrainerState
 
@@ -398,6 +215,8 @@ def fit(trainer: Ordered, stage: Trained, out: Out) -> dict[str, float]:
     trainer.accelerator.wait_for_everyone()
     checkpoint = next(iter(checkpoints.found(folder)), None)
     done = int(checkpoint.name[11:]) if checkpoint else 0
+    if checkpoint:
+        sharding.check(trainer, checkpoint)
     if main:
         _forget(out.path / "metrics.jsonl", done)
         if checkpoint:
@@ -406,24 +225,35 @@ def fit(trainer: Ordered, stage: Trained, out: Out) -> dict[str, float]:
     trainer._saved_at = started
     state = TrainerState.load_from_json(checkpoint / "trainer_state.json") if checkpoint else None
     if checkpoint and state and state.global_step >= state.max_steps:
-        # transformers would train one more step
-        trainer.state = state
-        trainer._load_from_checkpoint(state.best_model_checkpoint or str(checkpoint))
-        trainer.get_train_dataloader()
+        trainer.state = state  # transformers would train one more step
+        sharding.load(trainer, state.best_model_checkpoint or str(checkpoint))
     else:
         with _stopping(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stop_asked:
         raise KeyboardInterrupt
-    for name, weight in trainer.model.named_parameters():
-        if weight.requires_grad and not torch.isfinite(weight).all():
+    trainer.whole = sharding.whole(trainer)
+    sharding.leave()
+    _check_finite(trainer)
+    if trainer.order.repeated:
+        out.count("rows.repeated_to_fill_a_step", trainer.order.repeated)
+    return _summary(trainer, done, time.monotonic() - started)
+
+
+def _check_finite(trainer: Ordered) -> None:
+    """See that no trained weight is NaN or infinite; of a model in parts, on the main process."""
+    import torch
+
+    trained = trainer.whole
+    if trained is None:
+        named = trainer.model.named_parameters()
+        trained = {name: weight for name, weight in named if weight.requires_grad}
+    for name, weight in trained.items():
+        if not torch.isfinite(weight).all():
             raise StageFailed(
                 f"{name} is not finite after training. "
                 f"Lower trainer.learning_rate (now {trainer.args.learning_rate:g})."
             )
-    if trainer.order.repeated:
-        out.count("rows.repeated_to_fill_a_step", trainer.order.repeated)
-    return _summary(trainer, done, time.monotonic() - started)
 
 
 def _summary(trainer: Ordered, done: int, seconds: float) -> dict[str, float]:

@@ -97,7 +97,7 @@ class Pretrain(Stage):
             processing_class=tokenizer,
         )
         metrics = training.fit(trainer, self, out)
-        models.save(trainer.model, tokenizer, self.model, out)
+        models.save(trainer.model, tokenizer, self.model, out, state=trainer.whole)
         training.finish(out, metrics)
         return Model(out.path)
 
