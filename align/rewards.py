@@ -8,7 +8,9 @@ from numbers import Real
 from typing import Any
 
 from align import shelf
+from align.artifacts import RewardModel
 from align.errors import StageFailed
+from align.records import consumed
 from align.settings import Dialog, Reward, Settings
 
 CHUNK = 1024
@@ -88,6 +90,18 @@ def _number(file: str, name: str, value: Any) -> float | None:
             "it does not apply."
         )
     return float(value)
+
+
+def on_one_base(rewards: Sequence[Reward]) -> bool:
+    """Whether all that these rewards load are adapters on one base, which they then share."""
+    loading = [reward for reward in rewards if type(reward).free is not Reward.free]
+    judges = [model for reward in loading for model in consumed(reward)]
+    if len(judges) < len(loading) or not all(isinstance(model, RewardModel) for model in judges):
+        return False
+    from align import scores
+
+    bases = {scores.base(model) for model in judges if isinstance(model, RewardModel)}
+    return len(bases) == 1 and None not in bases
 
 
 def grade(reward: Reward, items: list[dict[str, Any]], answers: list[str]) -> list[Numbers]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -12,12 +14,57 @@ from align.artifacts import RewardModel
 from align.settings import Dialog
 
 
+class Judge:
+    """A reward adapter on a base that others may lie on, too: its own is active when it is called.
+
+    Called as the model itself is; `config` and `device` are the model's.
+    """
+
+    def __init__(self, network: Any, adapter: str) -> None:
+        self.network = network
+        self.adapter = adapter
+        self.config = network.config
+        self.device = network.device
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's outputs, with this adapter and its own score head."""
+        if self.network.active_adapter != self.adapter:
+            self.network.set_adapter(self.adapter, inference_mode=True)
+        return self.network(**inputs)
+
+
+_bases: WeakValueDictionary[Any, Any] = WeakValueDictionary()
+"""What is loaded of reward adapters' bases: as long as one who scores with it holds it."""
+
+
+def base(model: RewardModel) -> Any:
+    """What two reward adapters have in common that can lie on one base in memory; else None."""
+    spec = models.describe(model)
+    if spec.adapter is None:
+        return None
+    about = spec.base.model_dump_json(), json.dumps(spec.quantization, sort_keys=True)
+    return (*about, models.tokenizer(model).pad_token_id, models.device())
+
+
 def load(model: RewardModel) -> tuple[Any, Any]:
-    """A reward model ready to score, in float32 unless it is quantized, and its tokenizer."""
-    network = models.load(model, head=True)
-    if models.describe(model).quantization is None:
+    """A reward model ready to score, in float32 unless it is quantized, and its tokenizer.
+
+    Adapters on one base share it: the second one costs what it has of its own.
+    """
+    key = base(model)
+    network = _bases.get(key)
+    if network is not None:
+        name = f"reward_{len(network.peft_config)}"
+        network.load_adapter(str(models.describe(model).adapter), name, use_safetensors=True)
+    else:
+        name = "default"
+        network = models.load(model, head=True)
+        if key is not None:
+            _bases[key] = network
+    if not getattr(network, "is_quantized", False):
         network = network.float()
-    return network, models.tokenizer(model)
+    tokenizer = models.tokenizer(model)
+    return (network if key is None else Judge(network, name)), tokenizer
 
 
 def dialogs(

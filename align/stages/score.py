@@ -48,9 +48,10 @@ class Score(Stage):
                     yield "combine", f'"{name}" is none of the rewards: {", ".join(names)}.'
 
     def run(self, out: Out) -> Scored:
-        """Score shard by shard."""
+        """Score shard by shard; reward models that are adapters on one base share it."""
         names = rewards.names(self.rewards)
         weights = self.combine or {names[0]: 1.0}
+        together = len(names) > 1 and rewards.on_one_base(self.rewards)
         total = sum(len(row["completions"]) for row in self.samples.rows())
         done = 0
 
@@ -68,7 +69,7 @@ class Score(Stage):
             scores = [dict(answer.get("scores", {})) for answer in answers]
             for name, reward in zip(names, self.rewards, strict=True):
                 found = rewards.call(reward, prompts, completions, columns, progress)
-                if len(names) > 1:  # models of several rewards need not fit together
+                if len(names) > 1 and not together:  # several models need not fit in memory
                     reward.free()
                 for into, numbers in zip(scores, found, strict=True):
                     into[name] = numbers.pop("score")
