@@ -14,16 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow  # type: ignore[import-untyped]
 import torch
 from datasets import Dataset
 from trl import DPOTrainer, RewardTrainer
@@ -32,6 +29,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from align import chat
 from align.chat import CONTENT, CONTEXT
 from align.errors import StageFailed
+from align.logprobs import in_float32, tolerance
 from align.out import Out
 from align.scores import accuracy
 from align.settings import Dialog
@@ -160,25 +158,6 @@ def hold_out(rows: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset |
     return rows.select(outside), rows.select(inside)
 
 
-def cached(rows: Dataset, folder: Path, *about: Any) -> Dataset:
-    """The same rows in a file named by its content, beside which TRL keeps the reference's numbers.
-
-    TRL looks for reference log-probabilities under a name made of the data set's fingerprint and
-    the reference's weights. So a run that goes on after a kill finds them again, and so does
-    another beta. Whatever else the numbers depend on must be in `about`.
-    """
-    temporary = folder / f"pairs-{os.getpid()}.tmp"
-    content = rows.data.table
-    with pyarrow.ipc.new_stream(str(temporary), content.schema) as stream:
-        stream.write_table(content)
-    digest = hashlib.sha256(temporary.read_bytes() + json.dumps(about).encode()).hexdigest()[:16]
-    path = folder / f"pairs-{digest}.arrow"
-    os.replace(temporary, path)
-    found = Dataset.from_file(str(path))
-    found._fingerprint = digest  # datasets' own is made of the file's time
-    return found
-
-
 @dataclass
 class PairCollator(DataCollatorForPreference):  # type: ignore[misc]
     """TRL's collator, with the two masks of Llama 3 (arXiv 2407.21783, §4.1.4) from the kinds.
@@ -211,37 +190,32 @@ class PairTrainer(Ordered, DPOTrainer):  # type: ignore[misc]
     * `loss_type: [sigmoid, sft]`: TRL's "sft" is the mean over all tokens of a micro-batch, so that
       its weight depends on how a batch is cut. Here it is the mean over the chosen answer's tokens,
       then over pairs, as in Iterative RPO (arXiv 2404.19733, eq. 1); and it has its own mask.
-    * The reference's log-probabilities are always in the batch when TRL computes the loss: cached,
-      or computed by TRL's own `compute_ref_log_probs`.
+    * Rows have the reference's log-probabilities (`ref_chosen_logps`, `ref_rejected_logps`), and no
+      reference is in memory. Where they have not, TRL's own reference computes them at every step.
     * `own_reference` says that the reference is the model as it came in: then every reward of a
-      fresh run must be zero before the first update. Cached log-probabilities must equal a
-      recomputation. This catches a reference that is not the model one thinks it is.
+      fresh run must be zero before the first update. This catches a reference that is not the model
+      one thinks it is.
 
     Raises:
         StageFailed: from the first batch, if the reference is not what it should be.
     """
 
-    precompute_ref_logps: bool
     loss_types: list[str]
     loss_weights: list[float]
 
     def __init__(self, *args: Any, own_reference: bool, **options: Any) -> None:
         """As `trl.DPOTrainer`, and whether the reference is the model as it comes in."""
         self._own_reference = own_reference
+        self._known = "ref_chosen_logps" in options["train_dataset"].column_names
+        if self._known:  # without a reference, TRL would copy the adapter or load a model
+            options["ref_model"] = torch.nn.Identity()
+            options["ref_model"].config = options["model"].config
         super().__init__(*args, **options)
-        if own_reference and self._adapter_is_zero():
-            self.model.delete_adapter("ref")  # TRL disables the adapter then: less to compute
-        self._cached = self.precompute_ref_logps
         self.precompute_ref_logps = True
         weights = list(zip(self.loss_types, self.loss_weights, strict=True))
         self._nll_weight = sum(weight for name, weight in weights if name == "sft")
         self.loss_types = [name for name, _ in weights if name != "sft"]
         self.loss_weights = [weight for name, weight in weights if name != "sft"]
-
-    def _adapter_is_zero(self) -> bool:
-        """Whether TRL made a copy of an adapter that changes nothing, as a new one does."""
-        copies = [w for name, w in self.model.named_parameters() if ".lora_B.ref." in name]
-        return bool(copies) and not any(weight.any() for weight in copies)
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset  # tokenised already; TRL's would tokenise again and cut at max_length
@@ -258,7 +232,7 @@ class PairTrainer(Ordered, DPOTrainer):  # type: ignore[misc]
         nll_mask = inputs.pop("nll_mask")[:, 1:]
         n = len(nll_mask)
         preference_mask = inputs["completion_mask"][:, 1:]
-        if not self._cached:
+        if not self._known:
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self.compute_ref_log_probs(
                 self.ref_model or self.model, inputs
             )
@@ -281,48 +255,54 @@ class PairTrainer(Ordered, DPOTrainer):  # type: ignore[misc]
         if self._nll_weight:
             nll = -(logps[:n] * nll_mask).sum(dim=1) / nll_mask.sum(dim=1)
             loss = loss + self._nll_weight * nll.mean()
-            metrics["nll"].append(self.accelerator.gather(nll.detach()).mean().item())
+            metrics["nll"].append(self.accelerator.gather(nll.detach()).mean())
         # TRL's sums of these numbers, whatever its options make of a token
         given = SimpleNamespace(log_probs=logps.detach() * preference_mask)
         sums = torch.stack(self.compute_ref_log_probs(lambda **_: given, inputs))
         ratios = sums - torch.stack([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
         margins = self.accelerator.gather(ratios[0] - ratios[1])
-        metrics["rewards/accuracies"][-1] = accuracy(margins).item()
-        if mode == "train" and self.state.global_step == 0:
+        metrics["rewards/accuracies"][-1] = accuracy(margins)
+        if mode == "train" and self.state.global_step == 0 and self._own_reference:
             self._check_reference(inputs, sums, ratios)
         return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Our numbers stay on the device until here: fetching one waits for the device."""
+        for metrics in self._metrics.values():
+            for name in metrics.keys() & {"nll", "rewards/accuracies"}:
+                metrics[name] = [float(number) for number in metrics[name]]
+        super().log(logs, start_time)
 
     def _check_reference(self, inputs: Batch, sums: torch.Tensor, ratios: torch.Tensor) -> None:
         """Before the first update: see the class. All processes see the same numbers.
 
-        A cache was filled from batches of other shapes, which bf16 shows: its tolerance grows with
-        the square root of the tokens. Otherwise both models saw the same batch.
+        The reference's numbers were computed in batches of other shapes, which bf16 shows: there
+        the tolerance grows with the square root of the tokens, and the 1e-2 are for this batch
+        computed again.
 
         Args:
             inputs: the batch, with the reference's log-probabilities.
             sums: the policy's log-probabilities, (2, n): chosen and rejected.
             ratios: `sums` minus the reference's.
         """
-        whole = self.model.dtype == torch.float32 and not (self.args.bf16 or self.args.fp16)
-        if self._cached:
-            frozen = self.ref_model or self.model
-            again = sums - torch.stack(self.compute_ref_log_probs(frozen, inputs))
-            tokens = inputs["completion_mask"].sum(dim=1).view(2, -1).clamp(min=1)
-            worst = self._worst((again - ratios) / tokens.sqrt())
-            if worst > (1e-3 if whole else 1e-1):
-                raise StageFailed(
-                    "The cached reference log-probabilities are not the reference's: on the first "
-                    f"batch they are off by {worst:.3g} per square root of a token. Nothing was "
-                    "trained. Delete runs/.cache and run again."
-                )
-            ratios = again
         worst = self._worst(self.beta * ratios)
-        if self._own_reference and worst > (1e-4 if whole else 1e-2):
+        if in_float32(self.model, self.args):
+            # float32 has steps of 1e-4 at a sum of 1000 nats, which is more where beta is 1
+            rounding = 4 * torch.finfo(torch.float32).eps * sums.abs()
+            wrong = self._worst(self.beta * (ratios.abs() - rounding).clamp(min=0)) > 1e-4
+        elif not self._known:
+            wrong = worst > 1e-2
+        else:
+            tokens = inputs["completion_mask"].sum(dim=1).view(2, -1).clamp(min=1)
+            again = torch.stack(self.compute_ref_log_probs(self.model, inputs))
+            wrong = self._worst(self.beta * (sums - again)) > 1e-2
+            wrong = wrong or self._worst(ratios / tokens.sqrt()) > tolerance(self.model, self.args)
+        if wrong:
             raise StageFailed(
                 "The reference is not the model that came in: before the first update all rewards "
-                f"must be 0, and one is {worst:.3g}. Nothing was trained. If another reference is "
-                "meant, name it with `reference:`; if not, make the stage's model again "
-                "(`align run RECIPE --again STAGE`)."
+                f"must be 0, and one is {worst:.3g}. Nothing was trained. Delete runs/.cache and "
+                "run again. If another reference is meant, name it with `reference:`; if not, make "
+                "the stage's model again (`align run RECIPE --again STAGE`)."
             )
 
     def _worst(self, differences: torch.Tensor) -> float:

@@ -12,6 +12,7 @@ from trl import DPOConfig, RewardConfig
 
 from align.chat import CONTENT, END
 from align.errors import StageFailed
+from align.logprobs import scoring
 from align.out import Out
 from align.preference import PairCollator, PairTrainer, ScoreTrainer
 
@@ -94,6 +95,20 @@ def token_logps(model: Any, prompt: list[int], answer: list[int]) -> torch.Tenso
     ids = torch.tensor([prompt + answer])
     logps = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
     return logps.gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0]
+
+
+def numbered(rows: list[dict[str, Any]], model: Any) -> list[dict[str, Any]]:
+    """The rows with the model's log-probabilities as the reference's, by hand."""
+    return [
+        each
+        | {
+            f"ref_{side}_logps": float(
+                token_logps(model, each["prompt_ids"], each[f"{side}_ids"]).sum()
+            )
+            for side in ("chosen", "rejected")
+        }
+        for each in rows
+    ]
 
 
 # post-training facts 5.1; eps is exo_pair's label smoothing
@@ -232,21 +247,21 @@ def test_the_check_knows_trls_weights_of_tokens(
         loss_of(pair_trainer(tiny_model, tmp_path, shaken(tiny_model), ld_alpha=ld_alpha))
 
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_rounding_is_no_wrong_reference(cached: bool, tiny_model: Path, tmp_path: Path) -> None:
-    """In bf16, numbers cached one by one differ from those of a batch with padding."""
+def test_rounding_is_no_wrong_reference(tiny_model: Path, tmp_path: Path) -> None:
+    """In bf16, numbers computed one by one differ from those of a batch with padding."""
     rows = [row([1, 4, 5], [40 + j % 50 for j in range(20 * i)] + [6], [60, 6]) for i in (1, 5, 9)]
-    trainer = pair_trainer(
-        tiny_model,
-        tmp_path,
-        rows=rows,
-        bf16=True,
-        precompute_ref_log_probs=cached,
-        precompute_ref_batch_size=1,
-        beta=1.0,
-    )
+    network, args = AutoModelForCausalLM.from_pretrained(tiny_model), {"bf16": True, "beta": 1.0}
+    with scoring(network, dpo_config(tmp_path, **args), PairCollator(0)) as scorer:
+        numbers = scorer.numbers(Dataset.from_list(rows), [[0], [1], [2]])
+    for each, (chosen, rejected) in zip(rows, numbers.tolist(), strict=True):
+        each |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+    trainer = pair_trainer(tiny_model, tmp_path, rows=rows, **args)
     with torch.autocast("cpu", torch.bfloat16):
-        assert loss_of(trainer, trainer.train_dataset.to_list()) == pytest.approx(0.693, abs=0.2)
+        assert loss_of(trainer, rows) == pytest.approx(0.693, abs=0.2)
+        assert trainer._metrics["train"]["rewards/chosen"] != [0.0], "rounding there is"
+        rows[0]["ref_chosen_logps"] += 2.0
+        with pytest.raises(StageFailed, match="not the model that came in"):
+            loss_of(trainer, rows)
 
 
 def test_the_check_is_for_fresh_runs_only(tiny_model: Path, tmp_path: Path) -> None:
@@ -254,41 +269,30 @@ def test_the_check_is_for_fresh_runs_only(tiny_model: Path, tmp_path: Path) -> N
     assert loss_of(trainer, fresh=False) != pytest.approx(math.log(2), abs=1e-5)
 
 
-@pytest.mark.parametrize("own_reference", [True, False])
-def test_cached_reference_log_probabilities_are_used_and_checked(
-    own_reference: bool, tiny_model: Path, tmp_path: Path
+def test_known_reference_log_probabilities_are_used_and_checked(
+    tiny_model: Path, tmp_path: Path
 ) -> None:
-    trainer = pair_trainer(
-        tiny_model, tmp_path, own_reference=own_reference, precompute_ref_log_probs=True
-    )
-    rows = trainer.train_dataset.to_list()
+    rows = numbered(PAIRS, AutoModelForCausalLM.from_pretrained(tiny_model))
+    trainer = pair_trainer(tiny_model, tmp_path, rows=rows)
+    assert not list(trainer.ref_model.parameters()), "there is no reference in memory"
     assert loss_of(trainer, rows) == pytest.approx(math.log(2), abs=1e-5)
-    for each in rows:
-        each["ref_chosen_logps"] += 1.0
-    with pytest.raises(StageFailed, match=r"Delete runs/\.cache"):
-        loss_of(trainer, rows)
-    for each, other in zip(rows, rows[1:] + rows[:1], strict=True):  # rows in another order
-        each["ref_chosen_logps"] = other["ref_rejected_logps"]
-    with pytest.raises(StageFailed, match=r"Delete runs/\.cache"):
+    for each, other in zip(rows, rows[1:] + rows[:1], strict=True):  # the numbers of other pairs
+        each["ref_chosen_logps"] = other["ref_chosen_logps"]
+    with pytest.raises(StageFailed, match=r"not the model that came in.*Delete runs/\.cache"):
         loss_of(trainer, rows)
 
 
-def test_a_masked_cache_holds_masked_log_probabilities(tiny_model: Path, tmp_path: Path) -> None:
-    trainer = pair_trainer(tiny_model, tmp_path, mask_format=True, precompute_ref_log_probs=True)
-    for each, cached in zip(ROWS, trainer.train_dataset.to_list(), strict=True):
-        by_hand = token_logps(trainer.model, each["prompt"], each["rejected"])[:-1].sum()
-        assert cached["ref_rejected_logps"] == pytest.approx(float(by_hand), abs=1e-4)
-
-
-@pytest.mark.parametrize("options", [{}, {"precompute_ref_log_probs": True}])
+@pytest.mark.parametrize("known", [False, True])
 def test_four_at_once_or_one_by_one_is_the_same_training(
-    options: dict[str, Any], tiny_model: Path, tmp_path: Path
+    known: bool, tiny_model: Path, tmp_path: Path
 ) -> None:
     weights = []
+    rows = numbered(PAIRS, AutoModelForCausalLM.from_pretrained(tiny_model)) if known else PAIRS
     for micro, steps in ((4, 1), (1, 4)):
         trainer = pair_trainer(
             tiny_model,
             tmp_path / str(micro),
+            rows=rows,
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=steps,
             loss_type=["sigmoid", "sft"],
@@ -297,7 +301,6 @@ def test_four_at_once_or_one_by_one_is_the_same_training(
             max_steps=2,
             optim="sgd",
             train_sampling_strategy="sequential",
-            **options,
         )
         trainer.train()
         weights.append(trainer.model.state_dict())

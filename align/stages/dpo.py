@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from align import data, models, training
+from align.adapters import carried
 from align.artifacts import Model, Preferences
 from align.data import Source
-from align.errors import StageFailed
 from align.launch import Launch
 from align.out import Out
 from align.settings import Library, Stage
+from align.spec import sentences
 
 SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 """The losses of TRL 1.16 that read `label_smoothing`."""
@@ -23,6 +25,8 @@ OWNED = {
     "disable_dropout": "with dropout, the model would differ from itself as the reference",
     "truncation_mode": "pairs longer than `max_length` are dropped and counted, none is cut",
     "padding_free": "TRL 1.16 ignores it for DPO",
+    "precompute_ref_log_probs": "the reference's log-probabilities are computed once, and kept",
+    "precompute_ref_batch_size": "the reference reads pairs of like length, as many as fit",
 }
 
 
@@ -83,62 +87,64 @@ class Dpo(Stage):
             )
         if "exo_pair" in losses and not smooth:
             yield "trainer.loss_type", "exo_pair needs label_smoothing above 0, such as 0.001."
+        adapted = self.lora is not None or carried(self.model)[0] is not None
+        if self.trainer.get("sync_ref_model") and adapted:
+            yield (
+                "trainer.sync_ref_model",
+                "In TRL 1.16 a reference follows the policy only where all weights are trained, "
+                "and an adapter is trained here. Leave it out, or merge the model and leave "
+                "`lora:` out.",
+            )
         weights = self.trainer.get("loss_weights", losses)
         if weights is not None and len(weights) != len(losses):
             yield "trainer.loss_weights", f"There are {len(losses)} losses ({said}): one for each."
 
     def run(self, out: Out) -> Model:
-        """Train, and write the adapter or the whole model."""
+        """Compute the reference's numbers, train, and write the adapter or the whole model."""
         from trl import DPOConfig
 
-        from align.preference import PairCollator, PairTrainer, cached, pairs
+        from align.preference import PairCollator, PairTrainer, pairs
+        from align.reference import Reference
 
         how: dict[str, Any] = {"lora": self.lora, "quantization": self.quantization}
         tokenizer = models.tokenizer(self.model)
         half = models.half(self.model, **how)
         args = training.arguments(DPOConfig, self, out, half, remove_unused_columns=False)
-        network = models.load(self.model, train=True, seed=self.seed, **how)
-        limit = training.limit(args.max_length, network)
+        collator = PairCollator(tokenizer.pad_token_id, mask_format=self.mask_format)
+        reference = Reference(self.model, self.reference, how, args, collator, out)
+        limit = training.limit(args.max_length, self._shape())
 
         def rows(sources: list[Preferences | Source], prefix: str = "") -> Any:
             mixed = data.mix(sources, Preferences, self.seed, out)
-            made = training.dataset(pairs(mixed, tokenizer, limit, out, prefix), least=1)
-            about = (self.mask_format, args.ld_alpha, args.bf16, args.fp16)
-            return cached(made, out.cache, *about) if args.precompute_ref_log_probs else made
+            return training.dataset(pairs(mixed, tokenizer, limit, out, prefix), least=1)
 
+        sets = {"train_dataset": rows(self.data)}
+        if self.eval_data:
+            sets["eval_dataset"] = rows(self.eval_data, "eval.")
+        if reference.apart and not reference.live:
+            sets = reference.alone(sets)
+        network = models.load(self.model, train=True, seed=self.seed, **how)
+        if not reference.apart and not reference.live:
+            sets = reference.on(network, sets)
         trainer = PairTrainer(
             model=network,
-            ref_model=self._reference(network, args),
-            own_reference=self.reference is None,
+            ref_model=reference.living(network) if reference.live else None,
+            own_reference=reference.own,
             args=args,
-            data_collator=PairCollator(tokenizer.pad_token_id, mask_format=self.mask_format),
-            train_dataset=rows(self.data),
-            eval_dataset=rows(self.eval_data, "eval.") if self.eval_data else None,
+            data_collator=collator,
             processing_class=tokenizer,
+            **sets,
         )
         metrics = training.fit(trainer, self, out)
-        models.save(network, tokenizer, self.model, out, **how)
-        training.finish(out, metrics)
+        models.save(network, tokenizer, self.model, out, state=trainer.whole, **how)
+        training.finish(out, metrics | reference.facts)
         return Model(out.path)
 
-    def _reference(self, network: Any, args: Any) -> Any:
-        """The frozen model, or None where TRL makes it: a copy of the adapter, or cached numbers.
+    def _shape(self) -> Any:
+        """The policy's configuration, read before the reference is loaded and let go of."""
+        from transformers import AutoConfig
 
-        Left to itself TRL loads the reference of a fully trained model from the path in its config,
-        which for a merged model is that of its unmerged base.
-        """
-        from peft import PeftModel
-
-        if self.reference is None:
-            if isinstance(network, PeftModel) or args.precompute_ref_log_probs:
-                return None
-            return models.load(self.model, train=True, seed=self.seed).requires_grad_(False)
-        words = [models.tokenizer(model).get_vocab() for model in (self.model, self.reference)]
-        if words[0] != words[1]:
-            raise StageFailed(
-                f"reference: {self.reference.key} has another vocabulary than {self.model.key}, so "
-                "their log-probabilities cannot be compared. Name a model made from the same base."
-            )
-        frozen = models.load(self.reference)
-        # TRL wants a plain model; the layers of this one keep their adapter
-        return frozen.get_base_model() if isinstance(frozen, PeftModel) else frozen
+        base = models.describe(self.model).base
+        with sentences(base.path):
+            config = AutoConfig.from_pretrained(base.path, revision=base.revision)
+        return SimpleNamespace(config=config)
