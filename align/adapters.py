@@ -127,6 +127,18 @@ def root(model: Model | None) -> Base | None:
     return None if model is None else describe(model).base
 
 
+def unfoldable(model: Model | None) -> str | None:
+    """Why an adapter cannot be folded into a model's weights, nor these be averaged."""
+    base = root(model)
+    method = headers.quantized(base) if base else None
+    if base is None or method is None:
+        return None
+    return (
+        f"The base, {base.path}, is quantized ({method}): what is added to its weights would be "
+        "rounded away. Keep base and adapter apart, or start from the model that it was made from."
+    )
+
+
 def misfits(base: Base) -> Problems:
     """What is wrong with an adapter that a recipe names by its directory, against its own base."""
     home = headers.folder(base)

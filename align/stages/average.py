@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from align import models
+from align.adapters import carried, unfoldable
 from align.artifacts import Model, RewardModel
 from align.errors import StageFailed
 from align.out import Out
@@ -15,8 +16,10 @@ from align.settings import Stage
 class Average(Stage):
     """Averages models of one shape, weight by weight, as Llama 3 does after each round.
 
-    (arXiv 2407.21783, §4.1.5.) Adapters are folded into full weights first: the average of their
-    products is not the product of their averages. Sums are in float64, the result in float32.
+    (arXiv 2407.21783, §4.1.5.) Sums are in float32, the result is in the models' own precision.
+    Of adapters the products are averaged: plain LoRA on one base, quantized or not, makes an
+    adapter again, whose rank is the sum of their ranks. DoRA, adapters on different bases or beside
+    full weights are folded into full weights first.
     """
 
     models: list[Model | RewardModel]
@@ -35,34 +38,32 @@ class Average(Stage):
             min(self.weights) >= 0 and 0 < sum(self.weights) < float("inf")
         ):
             yield "weights", "They must not be negative, and not all zero."
+        problems = [unfoldable(model) for model in self.models]
+        if any(problems) and not all(carried(model)[0] for model in self.models):
+            yield "models", next(filter(None, problems))
 
     def run(self, out: Out) -> Model | RewardModel:
-        """Write the average as full weights, with the first model's tokenizer."""
-        import torch
+        """Write the average as an adapter or as full weights, with the first model's tokenizer."""
+        from align import weights
 
         shares = self.weights or [1.0] * len(self.models)
         used = [(m, w) for m, w in zip(self.models, shares, strict=True) if w]
-        first = used[0][0]
-        tokenizer = models.tokenizer(first)
-        network = models.merged(first)
-        sums = {
-            name: weight.detach().double() * used[0][1]
-            for name, weight in network.named_parameters()  # tied weights once
-        }
-        for done, (model, share) in enumerate(used[1:], 1):
-            out.progress(done, len(used), "models")
+        made, shares = [model for model, _ in used], [share for _, share in used]
+        first, tokenizer = made[0], models.tokenizer(made[0])
+        for model in made[1:]:
             self._check_same(first, tokenizer, model)
-            other = dict(models.merged(model).named_parameters())
-            shapes = {name: tuple(weight.shape) for name, weight in other.items()}
-            if shapes != {name: tuple(weight.shape) for name, weight in sums.items()}:
-                raise StageFailed(f"{model.key} and {first.key} are models of different shapes.")
-            for name, weight in other.items():
-                sums[name] += weight.detach().double() * share
-        with torch.no_grad():
-            for name, weight in network.named_parameters():
-                weight.copy_(sums[name] / sum(share for _, share in used))
-        models.save(network, tokenizer, None, out)
-        out.progress(len(used), len(used), "models")
+        if weights.joinable(made):
+            network, lora = weights.joined(made, shares)
+            out.say(
+                f"An adapter of rank {lora['r']} on the same base: the average of the products."
+            )
+            models.save(network, tokenizer, first, out, lora=lora)
+        else:
+            folder = out.path / "checkpoints"
+            network = weights.averaged(
+                made, shares, folder, lambda done, total: out.progress(done, total, "weights")
+            )
+            models.save(network, tokenizer, first, out)
         return type(first)(out.path)
 
     def _check_same(self, first: Model, tokenizer: Any, model: Model) -> None:

@@ -11,24 +11,51 @@ from align.artifacts import Model, RewardModel
 from align.errors import StageFailed
 from align.out import Out
 from align.stages.average import Average
+from align.weights import folded
+
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 
 
 def external(path: Path, kind: type[Model] = Model) -> Model:
     return kind(path, spec={"base": {"path": str(path)}, "quantization": None})
 
 
-def sibling(tiny_model: Path, path: Path, seed: int, head: bool = False) -> Model:
-    """A model of the same shape with other random weights."""
+def disturb(network: Any, seed: int, part: str = "") -> None:
     import torch
 
-    source = external(tiny_model)
-    network = models.load(source, head=head, seed=seed)
     torch.manual_seed(seed)
     with torch.no_grad():
-        for weight in network.parameters():
-            weight.normal_(std=0.1)
+        for name, weight in network.named_parameters():
+            if part in name and weight.requires_grad:
+                weight.normal_(std=0.1)
+
+
+def sibling(tiny_model: Path, path: Path, seed: int, head: bool = False) -> Model:
+    """A model of the same shape with other random weights."""
+    source = external(tiny_model)
+    network = models.load(source, head=head, seed=seed)
+    disturb(network, seed)
     out = new(path)
     models.save(network, models.tokenizer(source), None, out)
+    return (RewardModel if head else Model)(path)
+
+
+def adapted(
+    tiny_model: Path,
+    path: Path,
+    seed: int,
+    lora: dict[str, Any],
+    *,
+    head: bool = False,
+    quantization: dict[str, Any] | None = None,
+    dtype: str = "auto",
+) -> Model:
+    """The tiny model with an adapter of random numbers."""
+    spec = {"base": {"path": str(tiny_model), "dtype": dtype}, "quantization": None}
+    base, how = Model(tiny_model, spec=spec), {"lora": lora, "quantization": quantization}
+    network = models.load(base, train=True, head=head, seed=seed, **how)
+    disturb(network, seed)
+    models.save(network, models.tokenizer(base), base, new(path), **how)
     return (RewardModel if head else Model)(path)
 
 
@@ -38,17 +65,34 @@ def new(path: Path) -> Out:
 
 
 def weights(model: Model) -> dict[str, Any]:
-    network = models.load(model, head=isinstance(model, RewardModel))
-    return {name: weight.detach() for name, weight in network.named_parameters()}
+    return {name: weight.detach() for name, weight in folded(model).named_parameters()}
 
 
 def average(path: Path, *made: Model, weights: list[float] | None = None) -> Model:
     return Average(models=list(made), weights=weights).run(new(path))
 
 
+def is_adapter(model: Model) -> bool:
+    return bool(json.loads((model.path / "model.json").read_text())["adapter"])
+
+
+def off_by(model: Model, first: Model, second: Model, share: float) -> float:
+    """The largest difference to the average of all weights, adapters folded in, in float64."""
+    one, two, found = (weights(each) for each in (first, second, model))
+    assert found.keys() == one.keys() == two.keys()
+    assert any(not one[name].equal(two[name]) for name in one)
+    return max(
+        float((found[name] - share * one[name].double() - (1 - share) * two[name]).abs().max())
+        for name in one
+    )
+
+
+# -- full weights --------------------------------------------------------------------------------
+
+
 def test_the_average_of_a_model_with_itself_is_that_model(tiny_model: Path, tmp_path: Path) -> None:
     one = sibling(tiny_model, tmp_path / "one", 1)
-    made = average(tmp_path / "a", one, one, one)
+    made = average(tmp_path / "a", *[one] * 7, weights=[0.3, 1, 2, 0.7, 1, 1, 5])
     for name, weight in weights(made).items():
         assert weight.equal(weights(one)[name]), name
 
@@ -68,10 +112,8 @@ def test_weights_are_averaged_as_they_are_weighed(
     one, two = (sibling(tiny_model, tmp_path / str(i), i, head) for i in (1, 2))
     made = average(tmp_path / "a", one, two, weights=[3, 1])
     assert type(made) is type(one)
-    first, second = weights(one), weights(two)
-    assert ("score.weight" in first) == head
-    for name, weight in weights(made).items():
-        assert (weight - (0.75 * first[name] + 0.25 * second[name])).abs().max() < 1e-7
+    assert ("score.weight" in weights(made)) == head
+    assert off_by(made, one, two, 0.75) < 1e-7
 
 
 def test_the_error_of_noisy_copies_falls_with_their_number(
@@ -84,35 +126,202 @@ def test_the_error_of_noisy_copies_falls_with_their_number(
     assert variance == pytest.approx(0.1**2 / 8, rel=0.05)
 
 
-def test_adapters_are_folded_in_before(tiny_model: Path, tmp_path: Path) -> None:
+def saved(path: Path, seed: int, dtype: str, **shape: Any) -> Model:
+    """A Llama of another shape, as a stage saves it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(shape.pop("like"), **shape)
+    torch.manual_seed(seed)
+    network = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    source = external(Path(config._name_or_path))
+    models.save(network, models.tokenizer(source), None, new(path))
+    return Model(path)
+
+
+def test_an_average_in_bfloat16_is_rounded_once(tiny_model: Path, tmp_path: Path) -> None:
     import torch
 
-    made = []
-    for seed in (1, 2):
-        network = models.load(external(tiny_model), train=True, lora={"r": 4}, seed=seed)
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for name, weight in network.named_parameters():
-                if "lora_B" in name:
-                    weight.normal_()
-        out = new(tmp_path / str(seed))
-        models.save(
-            network,
-            models.tokenizer(external(tiny_model)),
-            external(tiny_model),
-            out,
-            lora={"r": 4},
-        )
-        made.append(Model(out.path))
-    both = weights(average(tmp_path / "a", *made))
-    first, second = (dict(models.merged(model).named_parameters()) for model in made)
-    name = "model.layers.0.self_attn.q_proj.weight"
-    assert not first[name].equal(second[name])
-    assert (both[name] - (first[name] + second[name]) / 2).abs().max() < 1e-6
+    made = [saved(tmp_path / str(i), i, "bfloat16", like=tiny_model) for i in range(3)]
+    found = weights(average(tmp_path / "a", *made))
+    parts = [weights(model) for model in made]
+    for name, weight in found.items():
+        exact = sum(part[name].double() for part in parts) / 3
+        half_a_step = 2.0 ** (torch.frexp(exact.float()).exponent - 9)
+        assert weight.dtype == torch.bfloat16
+        assert ((weight - exact).abs() <= half_a_step * (1 + 1e-4)).all(), name
 
 
-def test_models_whose_tokens_differ_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_tied_weights_are_averaged_once_and_stay_tied(tiny_model: Path, tmp_path: Path) -> None:
+    """One of the two files holds them under both names, as some of the hub's do."""
+    from safetensors.torch import load_file, save_file
+
+    how = {"like": tiny_model, "tie_word_embeddings": True}
+    one, two = (saved(tmp_path / str(i), i, "float32", **how) for i in (1, 2))
+    file = two.path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    assert "lm_head.weight" not in tensors
+    twice = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file(twice, file, metadata={"format": "pt"})
+    made = average(tmp_path / "a", one, two)
+    assert off_by(made, one, two, 0.5) < 1e-7
+    network = models.load(made)
+    assert network.lm_head.weight is network.model.embed_tokens.weight
+    assert "lm_head.weight" not in load_file(made.path / "model" / "model.safetensors")
+
+
+def test_of_all_models_but_one_a_tensor_at_a_time_is_in_memory(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted: bytes of tensors that were read from files and are still alive."""
+    import weakref
+
+    from align.weights import Files
+
+    made = [sibling(tiny_model, tmp_path / str(i), i) for i in range(4)]
+    alive: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+    peak, read, of_file = 0, 0, Files.__getitem__
+
+    def counted(self: Files, name: str) -> Any:
+        nonlocal peak, read
+        tensor = of_file(self, name)
+        alive[id(tensor)] = tensor
+        peak = max(peak, sum(each.nbytes for each in alive.values()))
+        read += tensor.nbytes
+        return tensor
+
+    monkeypatch.setattr(Files, "__getitem__", counted)
+    average(tmp_path / "a", *made)
+    one = weights(made[0]).values()
+    assert read == 3 * sum(weight.nbytes for weight in one)
+    assert peak == 3 * max(weight.nbytes for weight in one)
+
+
+# -- adapters ------------------------------------------------------------------------------------
+
+ALL: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+QUERIES = {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]}
+PATTERNS = {
+    "rank_pattern": {"q_proj": 7, "layers.1.mlp.up_proj": 3},
+    "alpha_pattern": {"o_proj": 1},
+}
+HEAD = {"modules_to_save": ["lm_head"]}
+WORDS = {"r": 3, "target_modules": ["embed_tokens", "down_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "rank"),
+    [
+        (ALL, ALL, 8),
+        (ALL, {**ALL, "r": 3, "use_rslora": True, "lora_dropout": 0.1}, 7),
+        ({**ALL, **PATTERNS}, ALL, 11),
+        (ALL, QUERIES, 6),
+        (ALL | HEAD, QUERIES | HEAD, 6),
+    ],
+    ids=["alike", "ranks-and-scales", "patterns", "targets", "modules-to-save"],
+)
+@pytest.mark.parametrize("quantization", [None, NF4], ids=["", "nf4"])
+def test_the_average_of_adapters_is_an_adapter_with_the_average_of_their_products(
+    tiny_model: Path,
+    tmp_path: Path,
+    one: dict[str, Any],
+    two: dict[str, Any],
+    rank: int,
+    quantization: dict[str, Any] | None,
+) -> None:
+    how = {"quantization": quantization}
+    first = adapted(tiny_model, tmp_path / "1", 1, one, **how)
+    second = adapted(tiny_model, tmp_path / "2", 2, two, **how)
+    made = average(tmp_path / "a", first, second, weights=[3, 1])
+    spec = models.describe(made)
+    assert spec.adapter and spec.lora and spec.lora["r"] == spec.lora["lora_alpha"] == rank
+    assert spec.base.path == str(tiny_model) and spec.quantization == quantization
+    assert off_by(made, first, second, 0.75) < 1e-6
+
+
+def test_an_average_of_adapters_on_one_is_that_one(tiny_model: Path, tmp_path: Path) -> None:
+    first, second = (adapted(tiny_model, tmp_path / str(i), i, ALL) for i in (1, 2))
+    made = average(tmp_path / "a", first, second, weights=[1, 0])
+    assert off_by(made, first, second, 1.0) < 1e-6
+    assert models.describe(made).lora == {**ALL, "lora_alpha": 4}
+
+
+@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")
+def test_biases_of_adapters_are_averaged(tiny_model: Path, tmp_path: Path) -> None:
+    """The tiny model has none of its own, so that they cannot be folded in."""
+    import torch
+
+    first = adapted(tiny_model, tmp_path / "1", 1, {**ALL, "lora_bias": True})
+    second = adapted(tiny_model, tmp_path / "2", 2, QUERIES)
+    made = average(tmp_path / "a", first, second, weights=[1, 3])
+    x = torch.randn(5, 32)
+    for name in ("q_proj", "o_proj"):
+        outputs = []
+        for model in (first, second, made):
+            network = models.load(model).base_model.model
+            outputs.append(network.get_submodule(f"model.layers.0.self_attn.{name}")(x))
+        one, two, found = outputs
+        assert (found - 0.25 * one - 0.75 * two).abs().max() < 1e-6
+    with pytest.raises(StageFailed, match="its base has no bias to add it to"):
+        average(tmp_path / "b", first, sibling(tiny_model, tmp_path / "3", 3))
+
+
+def test_heads_of_reward_models_are_averaged_beside_their_adapters(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    made = [adapted(tiny_model, tmp_path / str(i), i, ALL, head=True) for i in (1, 2)]
+    both = average(tmp_path / "a", *made, weights=[3, 1])
+    assert isinstance(both, RewardModel) and is_adapter(both)
+    assert off_by(both, *made, 0.75) < 1e-6
+    assert not weights(both)["score.weight"].equal(weights(made[0])["score.weight"])
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "quantization"),
+    [
+        ({**ALL, "use_dora": True}, ALL, None),
+        (ALL, ALL | HEAD, None),
+        (ALL, WORDS, None),
+        (ALL, ALL, NF4),
+        (None, ALL, NF4),
+    ],
+    ids=["dora", "modules-to-save", "embeddings", "quantization", "full"],
+)
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
+def test_other_adapters_are_folded_into_full_weights(
+    tiny_model: Path,
+    tmp_path: Path,
+    one: dict[str, Any] | None,
+    two: dict[str, Any],
+    quantization: dict[str, Any] | None,
+) -> None:
+    """DoRA, another set of whole modules, another quantization, or a model without an adapter."""
+    first = adapted(tiny_model, tmp_path / "1", 1, one) if one else external(tiny_model)
+    second = adapted(tiny_model, tmp_path / "2", 2, two, quantization=quantization)
+    made = average(tmp_path / "a", first, second, weights=[3, 1])
+    assert not is_adapter(made) and models.describe(made).quantization is None
+    assert off_by(made, first, second, 0.75) < 1e-6
+
+
+def test_an_average_of_adapters_goes_on_as_one_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    made = [adapted(tiny_model, tmp_path / str(i), i, ALL) for i in (1, 2)]
+    both = average(tmp_path / "a", *made)
+    network = models.load(both, train=True)
+    trained = {n: w.shape for n, w in network.named_parameters() if w.requires_grad}
+    assert trained and all(8 in shape for shape in trained.values())
+    with pytest.raises(StageFailed, match="carries an adapter already.*'r': 8"):
+        models.load(both, train=True, lora=ALL)
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+def test_models_whose_tokens_differ_are_refused_before_weights_are_read(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     one, two, three = (sibling(tiny_model, tmp_path / str(i), i) for i in range(3))
+    for model in (one, two, three):
+        (model.path / "model" / "model.safetensors").write_bytes(b"not read")
     template = two.path / "model" / "chat_template.jinja"
     template.write_text("x" + template.read_text())
     with pytest.raises(StageFailed, match="different chat templates"):
@@ -126,17 +335,16 @@ def test_models_whose_tokens_differ_are_refused(tiny_model: Path, tmp_path: Path
         average(tmp_path / "b", one, three)
 
 
-def test_models_of_different_shapes_are_refused(tiny_model: Path, tmp_path: Path) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+@pytest.mark.parametrize("shape", [{"num_hidden_layers": 3}, {"intermediate_size": 32}])
+def test_models_of_different_shapes_are_refused(
+    tiny_model: Path, tmp_path: Path, shape: dict[str, int]
+) -> None:
     one = sibling(tiny_model, tmp_path / "one", 1)
-    config = AutoConfig.from_pretrained(tiny_model)
-    config.num_hidden_layers = 3
-    out = new(tmp_path / "two")
-    network = AutoModelForCausalLM.from_config(config)
-    models.save(network, models.tokenizer(one), None, out)
+    other = saved(tmp_path / "two", 2, "float32", like=tiny_model, **shape)
     with pytest.raises(StageFailed, match="different shapes"):
-        average(tmp_path / "a", one, Model(out.path))
+        average(tmp_path / "a", one, other)
+    with pytest.raises(StageFailed, match="different shapes"):
+        average(tmp_path / "b", other, one)
 
 
 def test_what_is_wrong_with_the_settings_is_known_before(tiny_model: Path) -> None:
