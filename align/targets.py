@@ -77,7 +77,7 @@ def _by_pattern(pattern: str, matrices: Shapes, short: list[str], hit: set[str])
     if _named(pattern, matrices):
         yield "lora.target_modules", f"{message}. Write a list: [{pattern}]."
     else:
-        example = next(iter(matrices), "model.layers.0.self_attn.q_proj")
+        example = min((name for name in matrices if name.endswith(tuple(short))), default="…")
         yield "lora.target_modules", f"{message}, as {example}. There are: {', '.join(short)}."
 
 
@@ -86,7 +86,7 @@ def _too_large(lora: dict[str, Any], hit: Shapes) -> Problems:
     sides = {name: min(shape) for name, shape in hit.items() if shape}
     rank = lora.get("r", 8)
     if moves_base(lora) and sides and rank > min(sides.values()):
-        name = min(sides, key=lambda each: sides[each])
+        name = min(sorted(sides), key=lambda each: sides[each])
         yield (
             "lora.r",
             f"{lora['init_lora_weights']} takes {rank} directions out of {name}, which has "
