@@ -98,7 +98,7 @@ def command(work: Path, settings: dict[str, Any], **place: Any) -> list[str]:
         if launch["num_processes"] > 1 and not any(launch.get(kind) for kind in KINDS):
             launch["multi_gpu"] = True
         launch.setdefault("main_process_port", 0)
-        options = ["--config_file", str(_plain(work))]
+        options = ["--config_file", str(_plain(work, place.get("machine_rank", 0)))]
     for name, value in launch.items():
         if value is True and name in flags():
             options.append(f"--{name}")
@@ -117,9 +117,9 @@ def take_one() -> None:
         os.environ[name] = os.environ.get(name, "0").split(",")[0]
 
 
-def _plain(work: Path) -> Path:
+def _plain(work: Path, machine: int) -> Path:
     """A profile that says nothing: without one, accelerate reads the one in the home directory."""
-    path = work / "launch.tmp"
+    path = work / f"launch-{machine}.tmp"
     path.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: 'no'\n"
         "num_machines: 1\nuse_cpu: false\ndebug: false\n",
@@ -227,4 +227,4 @@ def _several(launch: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "launch.num_processes", f"num_processes is {fact}: it counts those of all machines."
     elif not rank.isdecimal() or int(rank) >= machines:
         fact = f"machine_rank is {rank or 'missing'}: this machine's number, 0 to {machines - 1}"
-        yield "launch", f'{fact}. Take it from the environment: "${{env:NODE_RANK}}".'
+        yield "launch", f'{fact}. Take it from the environment: "${{env:NODE_RANK:-0}}".'

@@ -193,6 +193,8 @@ class _Reading:
         self.again = again
         self.contents = records.Contents(reader.store)
         self.seed = 42
+        self.unsure: set[str] = set()
+        """What hangs on a variable that is not set: stages, and `base`."""
         self.attempts: dict[str, int] = {}
         if (file := reader.store / name / ATTEMPTS).is_file():
             self.attempts = artifacts.read_json(file)
@@ -211,6 +213,8 @@ class _Reading:
         if model is not None and model.value is not None:
             read = base(self.reader, model, ("base",))
             self.reader.has_base = True
+            if self._hangs(model):
+                self.unsure.add("base")
             if read is not BAD:
                 self.reader.base = records.external(read, Model)
                 self.reader.base.name = "base"
@@ -328,7 +332,10 @@ class _Reading:
             message = f"What it makes is not clear: run() is annotated with {annotation!r}."
             reader.problem(block.key, path, message)
             return None, None
-        self._check(stage, block, path)
+        if self._hangs(block) or self.unsure & {one.name for one in records.consumed(stage)}:
+            self.unsure.add(name)
+        else:
+            self._check(stage, block, path)
         attempt = self.attempts.get(name, 0)
         try:
             key = records.key(stage, kind, attempt, self.contents)
@@ -352,10 +359,12 @@ class _Reading:
         }
         return Planned(name, kind, stage, artifact, inputs, record), made
 
+    def _hangs(self, node: Node) -> bool:
+        """Whether a value in a block hangs on a variable that is not set: its file is not there."""
+        return any(below.place in self.reader.unset for _, below in node.walk())
+
     def _check(self, stage: Stage, block: Node, path: tuple[str, ...]) -> None:
-        """What the stage itself knows to be wrong; files behind unset variables are not there."""
-        if self.reader.unset:
-            return
+        """What the stage itself knows to be wrong."""
         try:
             for key, message in stage.check():
                 node = block

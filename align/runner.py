@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from align import launch, processes, report, space, store
+from align import launch, nodes, processes, report, space, store
 from align.artifacts import Model, read_json
 from align.errors import GateStopped, Problem, RecipeError, StageFailed
 from align.processes import Forked, Fresh, Server, Stuck
@@ -39,6 +39,12 @@ def run(plan: Plan, targets: Sequence[str] = ()) -> int:
     if plan.not_checked:
         raise RecipeError([Problem(str(plan.path), "", message) for message in plan.not_checked])
     screen = Screen()
+    if number := nodes.machine(plan, wanted):
+        signals = Signals()
+        try:
+            return nodes.Follower(plan, number, screen, lambda: signals.count).follow(wanted)
+        finally:
+            signals.restore()
     try:
         with store.lock(plan.store, f"recipe.{plan.name}", f"{plan.name} is being run"):
             remember(plan)
@@ -72,7 +78,11 @@ def _report(plan: Plan, status: str, screen: Screen) -> None:
 
 
 def choose(plan: Plan, targets: Sequence[str]) -> list[Planned]:
-    """The stages that targets name, and those they need that are not made, in the plan's order."""
+    """The stages that targets name, and those they come from, in the plan's order.
+
+    Those that are made are among them because their gates are judged; what a made stage was made
+    from is not made again.
+    """
     named: set[str] = set()
     problems = []
     for target in targets:
@@ -94,13 +104,13 @@ def choose(plan: Plan, targets: Sequence[str]) -> list[Planned]:
     while ahead:
         stage = plan.stages[ahead.pop()]
         named.add(stage.name)
-        if store.state(stage.artifact.path) != "done":
-            needed = store.used(one.path for one in stage.inputs)
-            ahead += [
-                makers[path]
-                for path in needed
-                if path in makers and makers[path] not in named and store.state(path) != "done"
-            ]
+        made = store.state(stage.artifact.path) == "done"
+        ahead += [
+            makers[path]
+            for path in store.used(one.path for one in stage.inputs)
+            if makers.get(path, stage.name) not in named
+            and (not made or store.state(path) == "done")
+        ]
     return [stage for name, stage in plan.stages.items() if name in named]
 
 
@@ -142,7 +152,7 @@ class _Line:
         self.screen = screen
         self.signals = signals
         self.server: Server | None = None
-        alone = [s for s in missing if launch.processes(s.record["settings"]) == 1]
+        alone = [s for s in missing if not launch.spread(s.record["settings"])]
         heavy = [s for s in alone if any(isinstance(a, Model) for a in (s.artifact, *s.inputs))]
         if processes.can_fork() and len(heavy) > 1:
             self.server = Server(plan.store / ".cache" / "warm.log")
@@ -194,7 +204,7 @@ class _Line:
 
     def watch(self, stage: Planned, work: Path) -> int:
         """Start the stage's process and wait for it, showing what it does; its exit code."""
-        spread = launch.processes(stage.record["settings"]) > 1
+        spread = launch.spread(stage.record["settings"])
         child: Forked | Fresh | None = None
         heard = 0
         while True:

@@ -103,7 +103,7 @@ def _keys(block: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield "launch.slurm.cluster", f'It must be "slurm" or "local", not {show(value)}.'
         elif key not in known:
             names = known.keys() - OWNED.keys()
-            hint = nearest(f"slurm_{key}", names) or nearest(key, names)
+            hint = nearest(key, names) or nearest(f"slurm_{key}", names)
             yield f"launch.slurm.{key}", f'"{key}" is no parameter of submitit.{hint}'
         elif not known[key].accepts(value):
             yield f"launch.slurm.{key}", f'"{key}" must be {known[key]}, not {show(value)}.'
@@ -125,12 +125,12 @@ def _known() -> dict[str, Type]:
 # The job, seen from the login node
 
 
-def here(launch: dict[str, Any]) -> str | None:
+def unable(launch: dict[str, Any]) -> str | None:
     """Why no job can be submitted on this machine; None: it can."""
     if launch["slurm"].get("cluster", "slurm") == "slurm" and shutil.which("sbatch") is None:
         return (
             "There is no sbatch here, and `slurm:` submits a job. Run this on a login node of the "
-            "cluster; `cluster: local` tries the job on this machine."
+            "cluster; `slurm: {cluster: local}` tries the job on this machine."
         )
     return None
 
@@ -153,7 +153,7 @@ def run(
     job = _job(work)
     if job is None or (_ended(job) and not _made(work)):
         job = _submit(work, launch, name, task)
-        say(f"Job {job.job_id} is submitted; its files: {_folder(work)}")
+        say(f"Job {job.job_id} is submitted; its files: {folder(work)}")
     else:
         say(f"Job {job.job_id} makes this already; waiting for it.")
     try:
@@ -170,7 +170,7 @@ def run(
     if not _made(work):
         error = work / "error.json"
         sentence = str(read_json(error)["error"]) if error.is_file() else ""
-        raise StageFailed(sentence or f"Job {job.job_id} ended ({job.state}). See {_folder(work)}.")
+        raise StageFailed(sentence or f"Job {job.job_id} ended ({job.state}). See {folder(work)}.")
 
 
 def kept(work: Path) -> bool:
@@ -195,7 +195,7 @@ def _submit(work: Path, launch: dict[str, Any], name: str, task: Callable[[], No
     for left in (STOP, RUNS):
         (work / left).unlink(missing_ok=True)
     try:
-        executor = submitit.AutoExecutor(folder=_folder(work), cluster=cluster, **executor_keys)
+        executor = submitit.AutoExecutor(folder=folder(work), cluster=cluster, **executor_keys)
         executor.update_parameters(**block)
         job = executor.submit(task)
     except (RuntimeError, OSError) as error:  # no srun, no sbatch, or what sbatch said
@@ -216,7 +216,7 @@ def _job(work: Path) -> Any | None:
 
     note = read_json(work / NOTE)
     kind = submitit.LocalJob if note["cluster"] == "local" else submitit.SlurmJob
-    return kind(folder=_folder(work), job_id=note["id"], tasks=list(range(note["machines"])))
+    return kind(folder=folder(work), job_id=note["id"], tasks=list(range(note["machines"])))
 
 
 def _ended(job: Any) -> bool:
@@ -242,6 +242,6 @@ def _made(work: Path) -> bool:
     return (work / "made.json").is_file()
 
 
-def _folder(work: Path) -> Path:
-    """Where submitit keeps a stage's jobs: their scripts, and what they print."""
+def folder(work: Path) -> Path:
+    """Where the files of a stage's jobs lie, and the logs of other machines than the first."""
     return work.parent / ".jobs" / work.name.removesuffix(store.PARTIAL)

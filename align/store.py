@@ -32,7 +32,15 @@ from align.errors import StageFailed
 PARTIAL = ".partial"
 MANIFEST = "artifact.json"
 
-SCRATCH = ("checkpoints", "progress.json", "error.json", "made.json", "began.json")
+SCRATCH = (
+    "checkpoints",
+    "progress.json",
+    "error.json",
+    "made.json",
+    "began.json",
+    "head.json",
+    "job.json",
+)
 """What a stage needs only while it is being made; `*.tmp` files too. Not part of the artifact."""
 
 State = Literal["done", "running", "partial", "absent"]

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from align import launch, processes, records, store, versions
+from align import launch, nodes, processes, records, slurm, store, versions
 from align.artifacts import Model, read_json
 from align.errors import GateStopped, RecipeError, StageFailed
 from align.out import Out
@@ -67,7 +67,9 @@ def guarded(do: Callable[[Path], int], work: Path) -> int:
         traceback.print_exc()
         sentence = ""
         if do is rank:  # the launcher says a lot after it, so the end of the log is not enough
-            sentence = f"{type(error).__name__}: {error} (its traceback is in the log)"
+            number = os.environ.get("GROUP_RANK", "0")  # torch's name for the machine's number
+            log = "log" if number == "0" else f"log of machine {number}"
+            sentence = f"{type(error).__name__}: {error} (its traceback is in the {log})"
         if store.is_full(error, work):
             sentence = store.full(work)
         return _failed(work, sentence, 1)
@@ -95,14 +97,15 @@ def make(work: Path) -> int:
             (work / store.MANIFEST).unlink()
         record = read_json(work / "stage.json")
         began = begun_with(work)
-        for scratch in ("error.json", "made.json", "progress.json"):
-            (work / scratch).unlink(missing_ok=True)
+        if not slurm.kept(work):  # else a job writes them
+            for scratch in ("error.json", "made.json", "progress.json"):
+                (work / scratch).unlink(missing_ok=True)
         (work / "metrics.jsonl").touch()
         (work / "log.txt").touch()
         for path in store.used(work.parent / key for key in record["inputs"]):
             store.verify(path)
         unchanged(work, record)
-        if launch.processes(record["settings"]) > 1:
+        if launch.spread(record["settings"]):
             spread(work, record)
         else:
             if "launch" in record["settings"] and launch.devices() > 1:
@@ -238,13 +241,24 @@ def quiet(log: Path) -> Iterator[None]:
 
 def spread(work: Path, record: dict[str, Any]) -> None:
     """Run the stage in several processes under `accelerate launch`; we wait, then publish."""
-    command = launch.command(work, record["settings"])
+    settings = record["settings"]
+    asked = launch.asked(settings)
+    out = Out(work, work)
+    if "slurm" in asked:
+        task = nodes.Task(work, settings)
+        slurm.run(work, asked, f"align.{record['recipe']}.{record['name']}", task, out.say)
+        return
+    if launch.machines(settings) > 1:
+        command = nodes.lead(work, settings, out.say)
+    else:
+        command = launch.command(work, settings)
     sys.stderr.write("+ " + " ".join(command) + "\n")
     ours = os.getpid()
     ranks = subprocess.Popen(command, preexec_fn=lambda: processes.die_with(ours))
     try:
-        code = ranks.wait()
+        code = nodes.attend(ranks, work)
     except KeyboardInterrupt:
+        (work / nodes.HEAD).unlink(missing_ok=True)  # what other machines do now is not a failure
         ranks.terminate()  # it tells its processes, and gives them 30 s
         ranks.wait()
         raise

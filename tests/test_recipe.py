@@ -253,6 +253,17 @@ def test_data_behind_an_unset_variable_is_listed_by_plan_and_refused_by_run(
     assert keys(read(text)) == keys(read())
 
 
+def test_stages_that_hang_on_no_unset_variable_are_checked_all_the_same(world: Path) -> None:
+    """`sft_2` comes from `sft`, whose data is not there; `alone` does not."""
+    text = CHAIN.replace("path: e.jsonl", 'path: "${env:DATA}/e.jsonl"')
+    wrong = "trainer: {max_length: 5000}"
+    text = text.replace("trainer: {packing: false}", wrong).replace("seed: 8", f"seed: 8, {wrong}")
+    assert read(text).not_checked
+    with pytest.raises(RecipeError, match="stages.alone.trainer.max_length: Longer than") as error:
+        read(f"{text}  alone: {{use: my/tune.py, data: [d.jsonl], {wrong}}}\n")
+    assert len(error.value.problems) == 1
+
+
 def test_an_override_can_stand_in_for_an_unset_variable(world: Path) -> None:
     text = CHAIN.replace("path: e.jsonl", 'path: "${env:DATA}/e.jsonl"')
     assert read(text, "stages.sft.data.1.path=e.jsonl", strict=True).not_checked == []

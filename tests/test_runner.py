@@ -302,6 +302,20 @@ def test_a_gate_that_says_stop_says_so_every_time(said: Said) -> None:
     assert runner.run(plan(text), ["first"]) == 0, "only what a target needs can stop it"
 
 
+def test_a_target_is_stopped_by_the_gate_of_a_made_stage_it_comes_from() -> None:
+    text = CHAIN.replace("value: 2", "value: 2, bar: 2")
+    assert runner.run(plan(text)) == 0
+    assert runner.run(plan(text + "  last: {use: ./step.py, value: 4, data: third}\n")) == 0
+    ran()
+    raised = text.replace("bar: 2", "bar: 3") + "  last: {use: ./step.py, value: 5, data: third}\n"
+    assert runner.run(plan(raised), ["last"]) == 3
+    assert ran() == []
+    assert runner.run(plan(raised), ["first"]) == 0
+    plan(raised).stages["second"].artifact.path.rename("elsewhere")
+    assert runner.run(plan(raised), ["last"]) == 0, "what is gone is not made again to be judged"
+    assert ran() == ["rows 5"]
+
+
 def test_a_gate_is_judged_every_time_and_another_one_makes_nothing_again(said: Said) -> None:
     high, low = (CHAIN.replace("value: 2", f"value: 2, bar: {bar}") for bar in (3, 2))
     for expected in (["rows 1", "rows 2"], []):
