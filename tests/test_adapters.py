@@ -3,15 +3,18 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from safetensors.torch import load_file
 
-from align import models, precision, recipe, scores
-from align.artifacts import Model, RewardModel
+from align import chat, models, precision, recipe, scores
+from align.artifacts import Model, RewardModel, Samples
 from align.data import Source
 from align.errors import RecipeError, StageFailed
 from align.out import Out
@@ -566,3 +569,79 @@ def test_the_type_follows_the_hardware_and_quantized_weights_compute_in_it(
     assert (
         precision.bits({"load_in_4bit": True}, "bfloat16").bnb_4bit_quant_storage == torch.bfloat16
     )
+
+
+# -- a whole chain -------------------------------------------------------------------------------
+
+CHAIN = """
+base: BASE
+seed: 3
+defaults:
+  sft: &tuned
+    lora: {r: 4, lora_alpha: 8, target_modules: all-linear}
+    quantization: {load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true}
+    batch_size: 8
+    trainer: {max_steps: 3, learning_rate: 1e-2}
+  reward_model: {<<: *tuned, gate: null}
+  dpo: {batch_size: 8, trainer: {max_steps: 3, learning_rate: 1e-2}}
+stages:
+  sft: {model: base, data: conversations.jsonl}
+  reward: {use: reward_model, model: base, data: preferences.jsonl}
+  sample: {model: sft, prompts: conversations.jsonl, n: 4, generation: {max_new_tokens: 6}}
+  score: {samples: sample, rewards: [{use: reward/model.py, model: reward}]}
+  pairs: {use: pair, scores: score, margin: 0.0, allow_cut: true}
+  dpo: {model: sft, data: pairs}
+  evaluate: {models: [sft, dpo], tasks: [{use: eval/perplexity.py, data: conversations.jsonl}]}
+"""
+
+
+def test_a_chain_on_a_4_bit_base(
+    tiny_model: Path,
+    tmp_path: Path,
+    write_rows: Callable[[str, list[dict[str, Any]]], Path],
+) -> None:
+    import bitsandbytes
+    import torch
+
+    from align.generate import folded
+
+    write_rows("conversations.jsonl", [{"prompt": f"Say {i}", "response": "red"} for i in range(8)])
+    pairs = [{"prompt": f"Ask {i}", "chosen": "Yes.", "rejected": "no"} for i in range(16)]
+    write_rows("preferences.jsonl", pairs)
+    (tmp_path / "chain.yaml").write_text(CHAIN.replace("BASE", str(tiny_model)))
+    command = [sys.executable, "-m", "align.cli", "run", "chain.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = tmp_path / "runs" / "chain"
+    assert json.loads((stages / "report.json").read_text())["status"] == "done"
+
+    for name in ("sft", "reward", "dpo"):
+        made = json.loads((stages / name / "model.json").read_text())
+        assert made["quantization"] == NF4 and made["lora"] == LORA, name
+        assert (stages / name).resolve().joinpath(made["base"]["path"]).samefile(tiny_model)
+        assert not (stages / name / "model").exists()
+        assert not (stages / name / "adapter" / "ref").exists()
+    tuned, better = Model((stages / "sft").resolve()), Model((stages / "dpo").resolve())
+    files = [model.path / "adapter" / "adapter_model.safetensors" for model in (tuned, better)]
+    before, after = (load_file(file) for file in files)
+    assert before.keys() == after.keys(), "one adapter goes through"
+    assert any(not before[name].equal(after[name]) for name in before)
+    assert any("score" in name for name in load_file(stages / "reward/adapter" / files[0].name))
+
+    network = models.load(tuned)
+    packed = [n for n, m in network.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len(packed) == 14 and not any("lm_head" in name for name in packed)
+    assert folded(network) is network, "an adapter is not folded into 4 bits"
+    off = {}
+    for quantization, one in (("nf4", network), (None, models.load(tuned, quantization=None))):
+        differences = []
+        for row in Samples((stages / "sample").resolve()).rows():
+            prompt = chat.prompt(models.tokenizer(tuned), row["prompt"])
+            for answer in row["completions"]:
+                ids = torch.tensor([prompt + answer["token_ids"]])
+                with torch.no_grad():
+                    logps = one(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                logprob = float(logps.gather(1, ids[0, len(prompt) :, None]).sum())
+                differences.append(abs(logprob - answer["logprob"]))
+        off[quantization] = max(differences)
+    assert off["nf4"] < 1e-3 < 1e-2 < off[None], "drawn from the 4-bit model, and no other"
