@@ -53,10 +53,19 @@ def check_adapter(stage: Any, *, head: bool = False) -> Problems:
             f"{base.path} is quantized already ({method}). Leave `quantization:` out, or name the "
             "model it was made from.",
         )
-    if lora or headers.folder(base) is None:
+    if not lora and quantization:
+        yield "quantization", NOT_TRAINABLE
+    elif not lora:
+        yield from check_full(stage.model)
+
+
+def check_full(model: Model) -> Problems:
+    """What a stage that trains all weights yields from `check`."""
+    base = root(model)
+    if base is None:
         return
-    if method or quantization:
-        yield "model" if method else "quantization", NOT_TRAINABLE
+    if headers.quantized(base):
+        yield "model", NOT_TRAINABLE
     elif base.dtype in ("bfloat16", "float16"):
         yield (
             "model",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align import adapters, adapting, chat, headers, precision
-from align.adapters import NOT_TRAINABLE, check_adapter
+from align.adapters import NOT_TRAINABLE, check_adapter, check_full
 from align.artifacts import Model, RewardModel, read_json
 from align.errors import StageFailed
 from align.out import Out
@@ -35,6 +35,7 @@ __all__ = [
     "Quantization",
     "Spec",
     "check_adapter",
+    "check_full",
     "check_template",
     "describe",
     "device",

@@ -23,6 +23,15 @@ def dtype(asked: str, device: str, full: bool) -> str:
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
+def autocast(half: bool) -> dict[str, bool]:
+    """What a training multiplies in, as a trainer's option: `half` is `models.half`."""
+    import torch
+
+    if half or not torch.cuda.is_available():
+        return {"bf16": half}
+    return {"bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16": True}
+
+
 def bits(quantization: dict[str, Any], dtype: str) -> Any:
     """A `BitsAndBytesConfig`, which computes in the type of the other weights unless told.
 

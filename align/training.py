@@ -28,7 +28,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from align import checkpoints, launch, sharding
+from align import checkpoints, launch, precision, sharding
 from align.errors import StageFailed
 from align.ordered import SAVE_SECONDS, Ordered
 from align.out import Out
@@ -114,7 +114,7 @@ def arguments(config_class: type, stage: Trained, out: Out, half: bool, **defaul
 
     gpu = torch.cuda.is_available()
     settings: dict[str, Any] = {
-        "bf16": half or (gpu and torch.cuda.is_bf16_supported()),
+        **precision.autocast(half),
         "gradient_checkpointing": gpu,
         "logging_steps": 1,
         "save_strategy": "steps" if "save_steps" in stage.trainer else "no",
@@ -127,7 +127,9 @@ def arguments(config_class: type, stage: Trained, out: Out, half: bool, **defaul
     settings.setdefault("activation_checkpointing", settings.pop("gradient_checkpointing"))
     if "gradient_checkpointing_kwargs" in settings:
         settings["activation_checkpointing_kwargs"] = settings.pop("gradient_checkpointing_kwargs")
-    if settings.get("fp16"):
+    if stage.trainer.get("bf16"):
+        settings["fp16"] = False
+    elif settings.get("fp16"):
         settings["bf16"] = False
     world = int(os.environ.get("WORLD_SIZE", "1"))
     micro = settings.pop("per_device_train_batch_size", None)

@@ -302,7 +302,7 @@ def planned(
 ) -> Callable[..., list[str]]:
     """The problems of a recipe with one stage, which is only read."""
     monkeypatch.chdir(tmp_path)
-    row = {"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c"}
+    row = {"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c", "text": "a b"}
     (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
 
     def plan(stage: str, use: str = "sft", model: str | Path = tiny_model) -> list[str]:
@@ -412,6 +412,7 @@ def test_short_weights_are_not_all_trained(
     (found,) = planned("seed: 1", model=short)
     assert found.startswith("stages.one.model: All weights are trained, and base.dtype holds them")
     assert planned("lora: {r: 4}", model=short) == []
+    assert len(planned("seed: 1", "pretrain", short)) == 1
 
 
 @pytest.mark.parametrize("method", ["gptq", "fp8", "bitsandbytes"])
@@ -562,6 +563,11 @@ def test_the_type_follows_the_hardware_and_quantized_weights_compute_in_it(
         assert precision.dtype("auto", "cuda:0", full=False) == short
         assert precision.dtype("auto", "cuda:0", full=True) == "float32"
         assert precision.dtype("auto", "cpu", full=False) == "float32"
+        assert precision.autocast(half=False) == {"bf16": False}, "on a CPU"
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert precision.autocast(half=False) == {"bf16" if native else "fp16": True}
+        assert precision.autocast(half=True) == {"bf16": True}, "TRL trains bfloat16 on 4 bits"
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         config = precision.bits({"load_in_4bit": True}, short)
         assert config.bnb_4bit_compute_dtype == getattr(torch, short)
         assert config.bnb_4bit_quant_storage == torch.uint8

@@ -63,6 +63,8 @@ class Pretrain(Stage):
         if (self.model is None) == (self.config is None):
             yield "config", "Give either `config:`, for a new model, or `model:`, to train it on."
         yield from training.check(self)
+        if self.model is not None:
+            yield from models.check_full(self.model)
 
     def run(self, out: Out) -> Model:
         """Train, and write the model with its tokenizer."""
