@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import align
-from align import shelf, store
+from align import costs, shelf, store
 from align.errors import Problem, RecipeError, StageFailed
 from align.options import nearest
 from align.recipe import Plan, read
@@ -30,12 +30,29 @@ STORE = Path("runs")
 def plan(arguments: list[str]) -> int:
     """Check a recipe and show what it will do. Nothing runs.
 
+    What every stage will take is an estimate: the most memory of each GPU, with bf16 and the
+    longest rows; disk, checkpoints included; tokens ("~": by the size of files); time, where a
+    stage of the same shape has run.
+
     examples:
       align plan quickstart
       align plan mine.yaml --set stages.dpo.trainer.beta=0.2
+      align plan mine.yaml --memory 24GiB
     """
-    asked = _recipe_parser(plan).parse_args(arguments)
-    _show(read(asked.recipe, asked.set, asked.store), asked.recipe)
+    parser = _recipe_parser(plan)
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="of each GPU, as 24GiB (2**30 bytes) or 80GB (10**9): say what fits, and for what "
+        "does not the smallest change that makes it fit",
+    )
+    asked = parser.parse_args(arguments)
+    try:
+        memory = None if asked.memory is None else costs.size(asked.memory)
+    except ValueError:
+        message = f'"{asked.memory}" is no size. Write it as 24GiB or 80GB.'
+        raise RecipeError([Problem("--memory", "", message)]) from None
+    _show(read(asked.recipe, asked.set, asked.store), asked.recipe, memory)
     return 0
 
 
@@ -208,19 +225,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # -- what is printed -----------------------------------------------------------------------------
 
 
-def _show(plan: Plan, asked: str) -> None:
+def _show(plan: Plan, asked: str, memory: float | None) -> None:
     """A plan as a table, and what is worth knowing about it."""
     from align import versions
 
+    taken = costs.Costs(plan)
     names = {stage.artifact.key: name for name, stage in plan.stages.items()}
-    rows: list[tuple[str, ...]] = [("stage", "kind", "makes", "from", "state", "directory")]
+    head = ("stage", "kind", "makes", "from", "state", *costs.HEAD, "directory")
+    rows: list[tuple[str, ...]] = [head]
     words = {"done": "done", "absent": "to do", "partial": "half done", "running": "running"}
     done, older = 0, []
     for name, stage in plan.stages.items():
         state = store.state(stage.artifact.path)
         made = type(stage.artifact).__name__
         inputs = [names.get(artifact.key, artifact.key) for artifact in stage.inputs]
-        rows.append((name, stage.kind, made, ", ".join(inputs), words[state], stage.artifact.key))
+        about = (name, stage.kind, made, ", ".join(inputs), words[state])
+        rows.append((*about, *taken.cells(name), stage.artifact.key))
         if state == "done":
             done += 1
             differing = versions.differing(store.manifest(stage.artifact.path))
@@ -232,9 +252,12 @@ def _show(plan: Plan, asked: str) -> None:
     if older:
         print("\nmade by other versions (--again makes them anew):")
         print("\n".join(older))
-    if plan.not_checked:
-        print("\nnot checked:")
-        print("\n".join(f"  {line}" for line in plan.not_checked))
+    for title, lines in (("not checked", plan.not_checked), ("estimates", taken.notes())):
+        if lines:
+            print(f"\n{title}:")
+            print("\n".join(f"  {line}" for line in lines))
+    if memory is not None:
+        print("\n" + "\n".join(taken.fits(memory)))
     left = len(plan.stages) - done
     again = [word for setting in plan.overrides for word in ("--set", setting)]
     again += ["--store", str(plan.store)] if plan.store != STORE else []

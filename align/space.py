@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import store
+from align.anatomy import anatomy
 from align.artifacts import Artifact, Model, read_json
 from align.errors import StageFailed
+from align.shapes import Unknown
 
 if TYPE_CHECKING:
     from align.recipe import Plan, Planned
@@ -17,47 +20,56 @@ if TYPE_CHECKING:
 FLOOR = 16 << 20
 """Bytes for a stage's data, logs and numbers, whatever it is."""
 
-CHECKPOINTS = 2
-"""How many checkpoints of a training lie on the disk at once; each is the trained weights and two
-numbers of the optimizer for each of them: three times their size."""
+CHECKPOINTS = 3
+"""How many checkpoints of a training lie on the disk at once: the last two, and the next while it
+is written. Each is the trained weights and two numbers of the optimizer for each of them: three
+times their size."""
 
 ADAPTER = 0.05
-"""An adapter's share of its base: rank 64 on all linear layers of an 8B model is 4 %."""
+"""An adapter's share of a base whose shape is not known: rank 64 on all linear layers of an 8B
+model is 4 %."""
 
 
 def check(plan: Plan, missing: Sequence[Planned]) -> None:
     """See that the disk has room for what is missing.
 
-    Counted are the models that stay, and once the checkpoints of the largest training. Not known
-    before it runs, and not counted, is the size of a model from the hub and of one made from a
-    configuration.
+    Counted are the models that stay, and once the checkpoints of the largest training. Not counted
+    is a model whose shape is not known and whose files are not here.
 
     Raises:
         StageFailed: needed and free, in a sentence.
     """
     stay, checkpoints = 0.0, 0.0
     for stage in missing:
-        made = _made(stage)
         begun = _size(store.partial(stage.artifact.path))
-        stay += max(0.0, made + FLOOR - begun)
-        if "trainer" in stage.record["settings"]:
-            checkpoints = max(checkpoints, 3 * CHECKPOINTS * made - begun)
+        stay += max(0.0, stays(stage) + FLOOR - begun)
+        checkpoints = max(checkpoints, passes(stage) - begun)
     needed, free = stay + checkpoints, store.free(plan.store)
     if missing and needed > free:
         raise StageFailed(
-            f"{plan.store} needs {_human(needed)} for {len(missing)} stages and has "
-            f"{_human(free)} free. Free some space: `align clean` lists what no recipe needs."
+            f"{plan.store} needs {human(needed)} for {len(missing)} stages and has "
+            f"{human(free)} free. Free some space: `align clean` lists what no recipe needs."
         )
 
 
-def _made(stage: Planned) -> float:
-    """The bytes of the model that a stage makes, from the largest it consumes."""
+def stays(stage: Planned) -> float:
+    """The bytes of the model that a stage makes; by its files where its shape is not known."""
     if not isinstance(stage.artifact, Model):
         return 0.0
+    with contextlib.suppress(Unknown):
+        made = anatomy(stage.artifact)
+        if made.lora is None:
+            return 4.0 * made.shape.parameters(made.head)
+        return made.adapter / 2 if made.quantization else made.adapter
     consumed = [value for value in _models(stage) if isinstance(value, Model)]
     full = max((_weights(model) for model in consumed), default=0.0)
     adapted = stage.record["settings"].get("lora") or any(map(_adapter, consumed))
     return full * ADAPTER if adapted and stage.kind != "merge" else full
+
+
+def passes(stage: Planned) -> float:
+    """The bytes of the checkpoints that a stage has while it trains."""
+    return 3 * CHECKPOINTS * stays(stage) if "trainer" in stage.record["settings"] else 0.0
 
 
 def _models(stage: Planned) -> Iterable[object]:
@@ -90,7 +102,8 @@ def _size(path: Path, pattern: str = "*") -> int:
     return sum(file.stat().st_size for file in path.rglob(pattern) if file.is_file())
 
 
-def _human(size: float) -> str:
+def human(size: float) -> str:
+    """Bytes as a person reads them."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.3g} {unit}"
@@ -149,8 +162,8 @@ def clean(root: Path, plans: Iterable[Plan] = (), yes: bool = False) -> list[str
     found = unneeded(root, plans)
     if not found:
         return [f"Nothing in {root} is unneeded."]
-    lines = [f"{_human(size):>10}  {path}" for path, size in found.items()]
-    total = _human(sum(found.values()))
+    lines = [f"{human(size):>10}  {path}" for path, size in found.items()]
+    total = human(sum(found.values()))
     if yes:
         remove(found)
         return [*lines, f"Removed {total}."]

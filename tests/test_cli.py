@@ -54,7 +54,7 @@ def test_plan_shows_what_is_done_and_what_other_versions_made(
 def _partial(path: Path) -> Path:
     work = path.with_name(path.name + ".partial")
     path.rename(work)
-    (work / "model.json").write_text("{}")
+    (work / "model.json").write_text('{"base": {"path": "model"}, "adapter": false}')
     return work
 
 

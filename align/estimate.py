@@ -1,0 +1,269 @@
+"""What a stage will take, before anything is spent: memory of a GPU, disk, tokens, time.
+
+Memory is an upper bound for the longest rows that the recipe allows; docs/estimate.md has the
+formulas and what they were compared with. What cannot be known is None, and `why` says so.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from align import adapters, decoding, launch, memory, records, steps
+from align.anatomy import Anatomy, anatomy, configured
+from align.artifacts import Model, RewardModel, Samples
+from align.launch import asked
+from align.memory import GIB, Parts
+from align.settings import Task
+from align.shapes import Shape, Unknown
+from align.signatures import options
+from align.training import _micro_batch
+
+if TYPE_CHECKING:
+    from align.recipe import Planned
+
+CONTEXT = GIB
+"""An allowance, not a measurement, for the CUDA context, kernels and cuBLAS workspaces, which
+PyTorch does not count. transformers' guide "Model training anatomy" sees 1.3 GB on a V100."""
+
+FRAGMENTS = 0.05
+"""An allowance for what PyTorch's allocator cannot use again, as a share of everything else."""
+
+PROMPT = 1024
+"""Tokens that a prompt is taken to have at most where answers are drawn or scored."""
+
+CONFIGS = {
+    "sft": "trl.trainer.sft_config:SFTConfig",
+    "pretrain": "trl.trainer.sft_config:SFTConfig",
+    "dpo": "trl.trainer.dpo_config:DPOConfig",
+    "reward_model": "trl.trainer.reward_config:RewardConfig",
+}
+"""The kinds of stage that train, with the configuration whose defaults hold."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one stage will take."""
+
+    memory: Parts | None
+    """Bytes on each GPU at the highest moment, by what they are for; empty: it needs none."""
+
+    why: str = ""
+    """Why memory is not known."""
+
+    devices: int = 1
+
+    @property
+    def peak(self) -> float | None:
+        """Bytes on each GPU, with what is reserved."""
+        return None if self.memory is None else sum(self.memory.values())
+
+
+def stage(planned: Planned) -> Estimate:
+    """What a stage of a plan will take."""
+    what = planned.stage
+    settings = {name: getattr(what, name) for name in type(what).model_fields}
+    try:
+        parts = _memory(what, planned.record["use"])
+    except Unknown as error:
+        return Estimate(None, str(error))
+    if parts:
+        used = sum(parts.values())
+        parts = {**parts, "reserve": CONTEXT + FRAGMENTS * used}
+    return Estimate({k: v for k, v in parts.items() if v}, devices=launch.processes(settings))
+
+
+def work(what: Any, use: str) -> Any:
+    """What the time for a token hangs on: two stages with the same are alike.
+
+    Raises:
+        Unknown: it is not known.
+    """
+    if use in CONFIGS:
+        return step(what, use)
+    if use == "sample":
+        return anatomy(what.model), what.rows
+    if use == "score":
+        return [anatomy(reward.model) for reward in _rewards(what)]
+    raise Unknown(f"the time of {use} does not hang on tokens")
+
+
+def _memory(what: Any, use: str) -> Parts:
+    if use in CONFIGS:
+        return steps.peak(step(what, use))
+    if use == "sample":
+        return _drawing(what.model, what.rows, what.n, what.generation)
+    if use == "score":
+        new = _longest(what.samples)
+        found = [_scoring(reward.model, new) for reward in _rewards(what)]
+        return max(found, key=_sum, default={})
+    if use == "evaluate":
+        found = [_asking(model, task, what.rows) for model in what.models for task in what.tasks]
+        return max(found, key=_sum, default={})
+    if use == "merge":
+        made = anatomy(what.model)
+        return memory.weights(made.shape, made.width, head=made.head)
+    if use != "average" and any(isinstance(one, Model) for one in records.consumed(what)):
+        raise Unknown(f"{use} is a stage of your own")
+    return {}
+
+
+def _sum(parts: Parts) -> float:
+    return sum(parts.values())
+
+
+# -- training ------------------------------------------------------------------------------------
+
+
+def step(what: Any, use: str) -> steps.Step:
+    """What the memory of a training stage's step depends on.
+
+    Raises:
+        Unknown: the model's shape is not known here.
+    """
+    trainer, processes = what.trainer, launch.processes({"launch": what.launch})
+    micro = _micro_batch(what.batch_size, processes, trainer.get("per_device_train_batch_size"))
+    made = _trained(what, use)
+    attention = _attention(what)
+    checkpointing = trainer.get("activation_checkpointing", True)
+    each = 2 if use in ("dpo", "reward_model") else 1
+    found = steps.Step(
+        shape=made.shape,
+        sequences=each * micro,
+        length=_length(what, use, made.shape),
+        lora=made.lora,
+        quantization=made.quantization,
+        head=made.head,
+        stored=made.width,
+        autocast=bool(trainer.get("bf16", True) or trainer.get("fp16")),
+        checkpointing=trainer.get("gradient_checkpointing", checkpointing),
+        masked=each * micro > 1 and "flash" not in attention,
+        accumulates=what.batch_size > processes * micro,
+        optim=trainer.get("optim", "adamw_torch_fused"),
+        measured=_measured(what, use, each),
+        spread=spread(asked({"launch": what.launch}), processes),
+    )
+    if use == "pretrain" and what.concatenate:
+        return replace(found, masked=False)
+    if trainer.get("packing"):  # one row, whose documents a mask keeps apart
+        return replace(found, sequences=1, length=micro * found.length, masked=not attention)
+    return found
+
+
+def _trained(what: Any, use: str) -> Anatomy:
+    """What a training stage trains: its model, with the adapter and quantization it asks for."""
+    head = use == "reward_model"
+    if use == "pretrain" and what.model is None:
+        return Anatomy(configured(dict(what)), None, None, 4, head)
+    made = anatomy(what.model)
+    lora = getattr(what, "lora", None) or made.lora
+    quantization = getattr(what, "quantization", "inherit")
+    if isinstance(quantization, str):
+        quantization = made.quantization
+    base = adapters.root(what.model)
+    short = base is not None and base.dtype in ("bfloat16", "float16")
+    width = made.width if lora or short else 4
+    return Anatomy(made.shape, lora, quantization or None, width, head)
+
+
+def _attention(what: Any) -> str:
+    base = adapters.root(what.model)
+    return (base.attn_implementation or "") if base is not None else ""
+
+
+def _length(what: Any, use: str, shape: Shape) -> int:
+    """The most tokens of a row: `trainer.max_length`, at most the model's context."""
+    longest = what.trainer.get("max_length", default(use, "max_length"))
+    known = [number for number in (longest, shape.max_position_embeddings) if number]
+    if not known:
+        raise Unknown("neither trainer.max_length nor the model says how long a row may be")
+    return int(min(known))
+
+
+def _measured(what: Any, use: str, each: int) -> int:
+    if not what.eval_data:
+        return 0
+    rows = what.trainer.get("per_device_eval_batch_size")
+    return each * int(rows or default(use, "per_device_eval_batch_size"))
+
+
+@functools.cache
+def default(use: str, name: str) -> Any:
+    """The default of an option of TRL's, read from its source; None where it is no literal."""
+    value = options(CONFIGS[use])[name].default
+    if isinstance(value, ast.Call):
+        value = next((word.value for word in value.keywords if word.arg == "default"), None)
+    return value.value if isinstance(value, ast.Constant) else None
+
+
+def spread(profile: dict[str, Any], processes: int) -> steps.Spread:
+    """How a launch profile, or options of `accelerate launch`, share training out."""
+    flat = {**profile, **(profile.get("fsdp_config") or {})}
+    flat |= profile.get("deepspeed_config") or {}
+    kind = str(profile.get("distributed_type", "")).upper()
+    alone = steps.Spread(processes)
+    if kind == "FSDP" or profile.get("use_fsdp"):
+        kept = str(flat.get("fsdp_reshard_after_forward", True)).upper() in (
+            "FALSE",
+            "SHARD_GRAD_OP",
+        )
+        offloads = {"weights", "optimizer"} if flat.get("fsdp_offload_params") else set()
+        parts = 1 if kept else processes
+        return steps.Spread(processes, parts, processes, not kept, False, frozenset(offloads))
+    if kind == "DEEPSPEED" or profile.get("use_deepspeed"):
+        level = int(flat.get("zero_stage", 2))
+        away = {
+            name
+            for name, key in (("weights", "param"), ("optimizer", "optimizer"))
+            if flat.get(f"offload_{key}_device", "none") not in ("none", None)
+        }
+        weights = processes if level == 3 else 1
+        states = processes if level >= 2 else 1
+        return steps.Spread(processes, weights, states, level == 3, True, frozenset(away))
+    return alone
+
+
+# -- asking --------------------------------------------------------------------------------------
+
+
+def _drawing(model: Model, rows: int, n: int, generation: dict[str, Any]) -> Parts:
+    made = anatomy(model)
+    new = generation.get("max_new_tokens", decoding.OPTIONS["max_new_tokens"])
+    context = made.shape.max_position_embeddings or PROMPT + new
+    prompt = max(1, min(PROMPT, context - new))
+    beside = memory.sampling(made.shape, made.width, rows, -(-rows // n), prompt, new)
+    return {**made.parts, **beside}
+
+
+def _rewards(what: Any) -> Iterator[Any]:
+    """The rewards of a stage that are models."""
+    for reward in what.rewards:
+        if isinstance(getattr(reward, "model", None), RewardModel):
+            yield reward
+
+
+def _longest(samples: Samples) -> int:
+    """The most tokens of an answer, as far as the stage that drew it says."""
+    generation = getattr(samples.stage, "generation", {})
+    return int(generation.get("max_new_tokens", decoding.OPTIONS["max_new_tokens"]))
+
+
+def _scoring(model: Model, new: int, tokens: int = 16384) -> Parts:
+    """A reward model scores batches of so many tokens, in float32 unless it is quantized."""
+    made = anatomy(model)
+    if not made.quantization:
+        made = replace(made, width=4)
+    length = PROMPT + new
+    mask = tokens * length * (1 + made.width)
+    return {**made.parts, "activations": tokens * memory.passing(made.shape, made.width) + mask}
+
+
+def _asking(model: Model, task: Task, rows: int) -> Parts:
+    if isinstance(model, RewardModel):
+        return _scoring(model, PROMPT) if task.ask == "score" else {}
+    if task.ask == "score":
+        return {}
+    return _drawing(model, rows, 1, task.generation)

@@ -1,0 +1,117 @@
+"""The smallest change of a recipe with which a stage fits a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from align import estimate, launch, recipe
+from align.errors import RecipeError
+from align.shapes import Unknown
+
+if TYPE_CHECKING:
+    from align.recipe import Plan, Planned
+
+Change = dict[str, Any]
+"""Keys of a stage, `trainer.optim` for one inside a block, with their new values."""
+
+LORA = {"r": 16, "target_modules": "all-linear"}
+NF4 = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+}
+
+SHORTEST = 512
+"""Tokens below which `max_length` is not lowered: most of a data set would be dropped."""
+
+
+def smallest(plan: Plan, planned: Planned, memory: float) -> tuple[list[str], float] | None:
+    """The overrides that make a stage fit so many bytes, and what it takes then.
+
+    Changes are tried one by one, those first that change the result least; then together, one more
+    at a time. What is found is checked as a whole recipe. None: nothing that is tried makes it fit.
+    """
+    for change in _changes(planned, memory):
+        peak = estimate.stage(_changed(planned, change)).peak
+        if peak is None or peak > memory:
+            continue
+        overrides = [f"stages.{planned.name}.{key}={_yaml(value)}" for key, value in change.items()]
+        try:
+            read = recipe.read(plan.path, [*plan.overrides, *overrides], plan.store)
+        except RecipeError:
+            continue
+        checked = estimate.stage(read.stages[planned.name]).peak
+        if checked is not None and checked <= memory:
+            return overrides, checked
+    return None
+
+
+def _changed(planned: Planned, change: Change) -> Planned:
+    update: Change = {}
+    for key, value in change.items():
+        block, _, inner = key.partition(".")
+        if inner:
+            value = {**update.get(block, getattr(planned.stage, block)), inner: value}
+        update[block] = value
+    return replace(planned, stage=planned.stage.model_copy(update=update))
+
+
+def _changes(planned: Planned, memory: float) -> Iterator[Change]:
+    """Changes to try, in order."""
+    use, what = planned.record["use"], planned.stage
+    if use in ("sample", "evaluate"):
+        rows: int = what.rows  # type: ignore[attr-defined]
+        yield from ({"rows": rows >> halved} for halved in range(1, rows.bit_length()))
+    if use not in estimate.CONFIGS:
+        return
+    try:
+        ways = list(_ways(what, use))
+    except Unknown:
+        return
+    for way in ways:
+        yield from way
+    together: Change = {}
+    for way in ways:
+        before = dict(together)
+        for change in way:
+            together = {**before, **change}
+            yield together
+
+
+def _ways(what: Any, use: str) -> Iterator[Sequence[Change]]:
+    """Ways to take less memory, each with its steps, from those that change the result least."""
+    step, trainer = estimate.step(what, use), what.trainer
+    processes = launch.processes({"launch": what.launch})
+    share = what.batch_size // processes
+    micro = step.sequences // (2 if use in ("dpo", "reward_model") else 1)
+    fewer = [n for n in range(micro - 1, 0, -1) if share % n == 0]
+    yield [{"trainer.per_device_train_batch_size": n} for n in fewer]
+    if not step.checkpointing:
+        yield [{"trainer.gradient_checkpointing": True}]
+    small = [name for name in ("adamw_8bit", "paged_adamw_8bit") if name != step.optim]
+    if not step.optim.startswith("paged") and not step.spread.zero:
+        yield [{"trainer.optim": name} for name in small]
+    if "lora" in type(what).model_fields:
+        if step.lora is None:
+            yield [{"lora": LORA}]
+        if step.quantization is None and step.spread.weights == 1:
+            yield [{"quantization": NF4} if step.lora else {"lora": LORA, "quantization": NF4}]
+    lengths, length = [], step.length // 2
+    while length >= SHORTEST and not trainer.get("packing"):
+        lengths.append({"trainer.max_length": length})
+        length //= 2
+    yield lengths
+    if not step.quantization and not step.spread.gathers:
+        devices = [n for n in (2, 4, 8, 16, 32, 64) if n > processes and what.batch_size % n == 0]
+        yield [
+            {"launch": {"use_fsdp": True, "fsdp_version": 2, "num_processes": n}} for n in devices
+        ]
+
+
+def _yaml(value: Any) -> str:
+    """A value as YAML in one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_yaml(inner)}" for key, inner in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
