@@ -175,7 +175,7 @@ def _cut(order: list[int], widths: Any) -> Iterator[list[int]]:
 def _read(file: Path, pairs: Any) -> Numbers | None:
     """The shard's numbers; None where there is none of these pairs, or it is damaged."""
     try:
-        with np.load(file) as shard:
+        with file.open("rb") as stream, np.load(stream) as shard:
             if np.array_equal(shard["pair"], pairs):
                 return np.stack([shard[side] for side in SIDES], axis=1)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):

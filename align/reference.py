@@ -25,12 +25,12 @@ from datasets import Dataset
 from peft import PeftModel
 
 from align import models, records
-from align.targets import moves_base
 from align.artifacts import Model, read_json
 from align.errors import StageFailed
 from align.logprobs import SIDES, Scorer, lengths, log_probs, scoring, tolerance
 from align.order import Order
 from align.out import Out
+from align.targets import moves_base
 
 Sets = dict[str, Dataset]
 """`train_dataset` and, where there is one, `eval_dataset`: rows of `preference.pairs`."""
@@ -68,8 +68,8 @@ class Reference:
             adapted
             and _weights(self.spec) == _weights(ours)
             and (self.spec.adapter is None or self.spec.quantization == self.quantization)
-            and not _moves_base(ours.adapter, lora)
-            and not _moves_base(self.spec.adapter, None)
+            and not moves_base(_config(ours.adapter, lora))
+            and _can_be_taken_off(_config(self.spec.adapter, None))
         )
         if self.apart:
             self.quantization = self.spec.quantization
@@ -210,6 +210,12 @@ def _weights(spec: models.Spec) -> tuple[str | None, ...]:
     return base.path, base.revision, base.dtype, base.attn_implementation
 
 
-def _moves_base(adapter: Path | None, lora: dict[str, Any] | None) -> bool:
-    """Whether the base under an adapter, there or new, is not the base without it."""
-    return moves_base(read_json(adapter / "adapter_config.json") if adapter else lora or {})
+def _config(adapter: Path | None, lora: dict[str, Any] | None) -> dict[str, Any]:
+    """PEFT's configuration of an adapter, there or new."""
+    return read_json(adapter / "adapter_config.json") if adapter else lora or {}
+
+
+def _can_be_taken_off(config: dict[str, Any]) -> bool:
+    """Whether PEFT 0.21 leaves nothing of it when it is deleted: not so of whole modules."""
+    whole = config.get("modules_to_save") or config.get("trainable_token_indices")
+    return not whole and not moves_base(config)

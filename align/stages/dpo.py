@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from align import data, models, training
+from align import data, losses, models, training
 from align.adapters import carried
 from align.artifacts import Model, Preferences
 from align.data import Source
@@ -16,9 +16,6 @@ from align.launch import Launch
 from align.out import Out
 from align.settings import Library, Stage
 from align.spec import sentences
-
-SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
-"""The losses of TRL 1.16 that read `label_smoothing`."""
 
 OWNED = {
     **training.OWNED,
@@ -35,7 +32,8 @@ class Dpo(Stage):
 
     The adapter that comes with the model goes on, or `lora:` begins one, or all weights are
     trained. The reference is the model as it comes in: rewards must be zero before the first
-    update, or the stage stops. Llama 3 has `mask_format: true` and
+    update, or the stage stops. Its log-probabilities are computed once for all stages that have
+    the same reference and pairs, and no second model is in memory. Llama 3 has `mask_format: true` and
     `trainer: {beta: 0.1, loss_type: [sigmoid, sft], loss_weights: [1.0, 0.2]}`.
     """
 
@@ -44,7 +42,7 @@ class Dpo(Stage):
     """Sources with their weights. Pairs longer than `trainer.max_length` tokens are dropped."""
 
     reference: Model | None = None
-    """Another frozen model to stay near, with the same vocabulary."""
+    """Another frozen model to stay near, `base` or an earlier stage, with the same vocabulary."""
 
     mask_format: bool = False
     """Keep the tokens that end a turn out of the preference loss; the NLL term keeps them."""
@@ -70,23 +68,7 @@ class Dpo(Stage):
         yield from training.check(self)
         yield from models.check_adapter(self)
         yield from models.check_template(self.model)
-        asked = self.trainer.get("loss_type", "sigmoid")
-        losses = [asked] if isinstance(asked, str) else list(asked)
-        said, smooth = ", ".join(losses), self.trainer.get("label_smoothing")
-        if smooth and not set(losses) & set(SMOOTHED):
-            readers = ", ".join(SMOOTHED)
-            yield (
-                "trainer.label_smoothing",
-                f"{said} does not read it: only {readers} do. Leave it out, or name one of these.",
-            )
-        if losses and set(losses) == {"sft"}:
-            yield (
-                "trainer.loss_type",
-                "sft alone does not read the rejected answers. Name another loss beside it "
-                "(`[sigmoid, sft]`), or use an `sft` stage.",
-            )
-        if "exo_pair" in losses and not smooth:
-            yield "trainer.loss_type", "exo_pair needs label_smoothing above 0, such as 0.001."
+        yield from losses.problems(self.trainer)
         adapted = self.lora is not None or carried(self.model)[0] is not None
         if self.trainer.get("sync_ref_model") and adapted:
             yield (
@@ -95,9 +77,6 @@ class Dpo(Stage):
                 "and an adapter is trained here. Leave it out, or merge the model and leave "
                 "`lora:` out.",
             )
-        weights = self.trainer.get("loss_weights", losses)
-        if weights is not None and len(weights) != len(losses):
-            yield "trainer.loss_weights", f"There are {len(losses)} losses ({said}): one for each."
 
     def run(self, out: Out) -> Model:
         """Compute the reference's numbers, train, and write the adapter or the whole model."""
