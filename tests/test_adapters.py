@@ -13,11 +13,13 @@ import pytest
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from align import chat, models, precision, recipe, scores
+from align import chat, models, precision, recipe, scores, shelf
 from align.artifacts import Model, RewardModel, Samples
 from align.data import Source
 from align.errors import RecipeError, StageFailed
 from align.out import Out
+from align.settings import Reward
+from align.stages.score import Score
 from align.stages.sft import Sft
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -242,6 +244,49 @@ def test_reward_adapters_on_one_base_share_it_and_score_as_they_do_alone(
     assert other.adapter == "default", "whoever comes after all have gone loads it again"
 
 
+def test_a_score_stage_loads_the_base_of_two_reward_adapters_once(
+    tiny_model: Path, new: Callable[[str], Out], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, load = [], models.load
+
+    def count(model: Model, **how: Any) -> Any:
+        loaded.append(model.path.name)
+        return load(model, **how)
+
+    answers = [{"index": i, "text": f"yes {i}", "token_ids": [1] * (1 + i)} for i in range(3)]
+    prompt = [{"role": "user", "content": "Say"}]
+    rows = [{"id": str(i), "prompt": prompt, "columns": {}, "completions": answers} for i in (1, 2)]
+    samples = Samples(new("samples").path)
+    (samples.path / "data").mkdir()
+    (samples.path / "data" / "0.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shutil.copytree(tiny_model, samples.path / "other")
+    made = [
+        adapted(base(path), new(name), True, lora=lora)[1]
+        for name, path, lora in (
+            ("a", tiny_model, LORA),
+            ("b", tiny_model, DORA),
+            ("c", samples.path / "other", LORA),
+        )
+    ]
+    monkeypatch.setattr(models, "load", count)
+
+    def score(*judges: int) -> list[dict[str, float]]:
+        loaded.clear()
+        kind = shelf.load(shelf.SHELF / "reward" / "model.py", Reward)
+        rewards = [kind(model=made[i]) for i in judges]
+        names = ["model", "model_2"][: len(judges)]
+        stage = Score(samples=samples, rewards=rewards, combine=dict.fromkeys(names, 1), shard=1)
+        out = new("scored" + "".join(map(str, judges)))
+        return [one["scores"] for row in stage.run(out).rows() for one in row["completions"]]
+
+    alone = [score(i) for i in (0, 1, 2)]
+    for pair, times in (((0, 1), ["a"]), ((0, 2), ["a", "c"] * 2)):
+        together = score(*pair)
+        assert loaded == times, "one base is loaded once, two give way to each other"
+        for both, *ones in zip(together, *(alone[i] for i in pair), strict=True):
+            assert both == {"model": ones[0]["model"], "model_2": ones[1]["model"]}
+
+
 # -- an adapter that no stage made ---------------------------------------------------------------
 
 
@@ -256,6 +301,38 @@ def foreign(tiny_model: Path, tmp_path: Path) -> Path:
     network = train(get_peft_model(network, LoraConfig(task_type="CAUSAL_LM", **lora)))
     network.save_pretrained(tmp_path / "foreign")
     return tmp_path / "foreign"
+
+
+def test_a_reward_adapter_from_elsewhere_scores(
+    tiny_model: Path, tmp_path: Path, planned: Callable[..., list[str]]
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    network = AutoModelForSequenceClassification.from_pretrained(
+        tiny_model, num_labels=1, pad_token_id=0
+    )
+    network = train(get_peft_model(network, LoraConfig(task_type="SEQ_CLS", r=4)))
+    network.save_pretrained(tmp_path / "judge")
+    model = RewardModel(tmp_path / "judge", spec=base(tmp_path / "judge").spec())
+    assert (logits(network) - logits(models.load(model, head=True))).abs().max() == 0.0
+    (found,) = planned("seed: 1", named="./judge")
+    assert "is not a language model" in found
+
+
+def test_an_adapter_in_the_hubs_cache_is_put_on_its_base(
+    foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0" * 40
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--me--tuned"
+    shutil.copytree(foreign, folder / "snapshots" / commit)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    found = models.describe(base("me/tuned"))
+    assert found.adapter == folder / "snapshots" / commit
+    expected = logits(models.load(base(foreign)))
+    assert (logits(models.load(base("me/tuned"))) - expected).abs().max() == 0.0
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -305,8 +382,10 @@ def planned(
     row = {"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c", "text": "a b"}
     (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
 
-    def plan(stage: str, use: str = "sft", model: str | Path = tiny_model) -> list[str]:
-        block = f"{{use: {use}, model: base, data: d.jsonl, {stage}}}"
+    def plan(
+        stage: str, use: str = "sft", model: str | Path = tiny_model, named: str = "base"
+    ) -> list[str]:
+        block = f"{{use: {use}, model: {named}, data: d.jsonl, {stage}}}"
         (tmp_path / "r.yaml").write_text(f"base: {model}\nstages:\n  one: {block}\n")
         try:
             recipe.read("r.yaml")
