@@ -113,8 +113,9 @@ class Task:
         signal.signal(signal.SIGTERM, self._stop)  # submitit ignores it: scancel sends it
         if job.global_rank == 0:
             self._begin(f"Job {job.job_id} runs on {', '.join(job.hostnames)}.")
+        _await(self.work / slurm.RUNS)
         code = self._run(job)
-        if code and not self._told and not (self.work / REQUEUED).exists():
+        if code and not self._asked():
             who, fact = (
                 f"machine {job.global_rank} ({job.hostname})",
                 f"ended with exit code {code}",
@@ -124,12 +125,8 @@ class Task:
 
     def _wanted(self, job_id: str) -> bool:
         """Whether the stage's directory names this job: nobody waits for another one."""
-        patience = time.monotonic() + 60
-        while time.monotonic() < patience:  # the note is written after the job is submitted
-            if (self.work / slurm.NOTE).exists():
-                return bool(read_json(self.work / slurm.NOTE)["id"] == job_id)
-            time.sleep(0.2)
-        return False
+        note = self.work / slurm.NOTE  # written after the job is submitted
+        return _await(note) and bool(read_json(note)["id"] == job_id)
 
     def _begin(self, sentence: str) -> None:
         """What machine 0 does for all: it forgets the last attempt, and writes the stage's log."""
@@ -163,8 +160,9 @@ class Task:
         return attend(self._ranks, self.work, self._asked)
 
     def _asked(self) -> bool:
-        """Whether the one who waits for the job has asked it to end."""
-        self._told = self._told or (self.work / slurm.STOP).exists()
+        """Whether the job is to end: whoever waits for it says so, or SLURM."""
+        notes = (self.work / slurm.STOP, self.work / REQUEUED)
+        self._told = self._told or any(note.exists() for note in notes)
         return self._told
 
     def _stop(self, number: int, frame: Any) -> None:
@@ -184,6 +182,14 @@ class Task:
             _outlast(self._ranks.pid)
         (self.work / slurm.RUNS).unlink(missing_ok=True)
         return submitit.helpers.DelayedSubmission(Task(self.work, self.settings))
+
+
+def _await(note: Path) -> bool:
+    """Wait for a file that another machine writes, for a minute; whether it is there."""
+    patience = time.monotonic() + 60
+    while not note.exists() and time.monotonic() < patience:
+        time.sleep(0.2)
+    return note.exists()
 
 
 def _outlast(pid: int) -> None:

@@ -33,7 +33,7 @@ STOP = "stop.tmp"
 """In a stage's directory: the job is asked to save a checkpoint and to end."""
 
 RUNS = "job.tmp"
-"""In a stage's directory: the job has left the queue."""
+"""In a stage's directory: machine 0 of the job has begun."""
 
 LOOK = 1.0
 """Seconds between two looks at a job's files; submitit asks SLURM less often."""

@@ -337,3 +337,118 @@ def test_every_parameter_of_submitit_is_taken() -> None:
         },
     }
     assert list(launch.problems(block)) == []
+
+
+def test_without_sbatch_a_job_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    Path("mine.yaml").write_text(JOB.replace("cluster: local, ", ""))
+    with pytest.raises(RecipeError, match="There is no sbatch here, and `slurm:` submits a job"):
+        runner.run(recipe.read("mine.yaml"))
+    assert not Path("runs").exists()
+
+
+# -- jobs ----------------------------------------------------------------------------------------
+
+
+def jobs() -> list[str]:
+    """The ids of the jobs that were submitted for the one stage."""
+    return [path.name.split("_")[0] for path in Path("runs").glob(".jobs/*/*_submitted.pkl")]
+
+
+def test_a_job_outlives_its_run_and_is_not_submitted_twice(start: Callable[..., Machine]) -> None:
+    main = start(JOB)
+    until(both_are_here, main)
+    main.kill()
+    again = start(JOB)
+    (log,) = Path("runs").glob("*.partial/log.txt")
+    until(lambda: "makes this already" in log.read_text(), again)
+    Path("go").touch()
+    code, said = again.end()
+    assert code == 0, said
+    (job,) = jobs()
+    assert f"first: Job {job} makes this already; waiting for it.\n" in said
+    assert "first: 2 of us\n" in said
+    about = made()
+    assert about["world_size"] == 2 and about["launch"]["slurm"]["cluster"] == "local"
+    assert set(about["files"]) == {"data/rows.jsonl", "log.txt", "metrics.jsonl", "stage.json"}
+
+
+def test_a_job_that_is_told_to_stop_ends_and_another_goes_on(start: Callable[..., Machine]) -> None:
+    main = start(JOB)
+    until(both_are_here, main)
+    ranks = [int(Path(f"here-{i}").read_text()) for i in range(2)]
+    main.process.send_signal(signal.SIGINT)
+    code, said = main.end()
+    assert code == 130
+    assert said.endswith("Stopped. What was made is kept; the same command goes on from here.\n")
+    assert not any(map(alive, ranks))
+    assert not list(Path("runs").glob("*/job.json"))
+    Path("go").touch()
+    code, said = start(JOB).end()
+    assert code == 0, said
+    assert len(jobs()) == 2 and "makes this already" not in said
+    assert made()["counts"]["ranks"] == {"n": 2}
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(
+    start: Callable[..., Machine],
+) -> None:
+    """SLURM's warning, SIGUSR2, goes to the tasks: the grandparents of the ranks."""
+    main = start(JOB)
+    until(both_are_here, main)
+    ranks = [int(Path(f"here-{i}").read_text()) for i in range(2)]
+    for pid in ranks:
+        os.kill(parent(parent(pid)), signal.SIGUSR2)
+    until(lambda: not any(map(alive, ranks)), main)
+    for i in range(2):
+        Path(f"here-{i}").unlink()
+    until(both_are_here, main)
+    Path("go").touch()
+    code, said = main.end()
+    assert code == 0, said
+    assert len(jobs()) == 1 and said.count("runs on") == 2
+    assert made()["counts"]["ranks"] == {"n": 2}
+
+
+SBATCH = """#!/bin/sh
+cp "$1" asked.sh
+{then}
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A login node whose `sbatch` keeps the script it is given, and then does something."""
+
+    def cluster(then: str) -> None:
+        (tmp_path / "bin").mkdir()
+        for name, text in (("sbatch", SBATCH.format(then=then)), ("srun", "#!/bin/sh\n")):
+            (tmp_path / "bin" / name).write_text(text)
+            (tmp_path / "bin" / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+    return cluster
+
+
+def test_a_job_that_slurm_refuses_is_a_sentence(cluster: Any, capsys: Any) -> None:
+    cluster("echo 'sbatch: error: invalid partition specified: gpux' >&2; exit 1")
+    Path("mine.yaml").write_text(
+        JOB.replace("cluster: local", "slurm_partition: gpux, slurm_max_num_timeout: 9")
+    )
+    assert runner.run(recipe.read("mine.yaml")) == 1
+    said = capsys.readouterr().err
+    assert (
+        "first: No job could be submitted: sbatch: error: invalid partition specified: gpux "
+        "Look at `launch.slurm`; nothing is in the queue.\n" in said
+    )
+    assert "Traceback" not in said
+    script = Path("asked.sh").read_text()
+    for line in ("--nodes=2", "--ntasks-per-node=1", "--partition=gpux", "--time=5"):
+        assert f"#SBATCH {line}\n" in script
+    assert "#SBATCH --job-name=align.mine.first\n" in script and "--kill-on-bad-exit=1" in script
+    assert not list(Path("runs").glob("*/job.json"))
