@@ -209,7 +209,7 @@ class Reader:
         if plugin is not None:
             return self._plugin(plugin, node, path)
         if annotation.artifacts or Source in annotation.blocks:
-            if word in self.later or (word == "base" and not is_path(word)):
+            if word in self.later or (word == "base" and (self.has_base or not is_path(word))):
                 return self.stage(node, path, annotation.artifacts)
             if Source in annotation.blocks and (is_path(word) or word.count("/") == 1):
                 return outside.source(self, node, path, annotation.artifacts)

@@ -131,6 +131,15 @@ def test_data_counts_by_content_and_not_by_name(world: Path) -> None:
     assert changed(one, read()) == {"sft", "draw", "rate", "best", "sft_2", "exam"}
 
 
+def test_base_is_the_recipes_own_even_beside_a_directory_of_that_name(world: Path) -> None:
+    (world / "m").rename(world / "base")
+    (world / "m").symlink_to("base")
+    plan = read()
+    judge: Any = plan.stages["judge"].stage
+    assert judge.model.spec()["base"]["path"].endswith("/m")
+    assert judge.model.spec()["base"]["dtype"] == "float32"
+
+
 def test_the_weights_of_a_local_base_are_in_the_key(world: Path) -> None:
     one = read()
     Path("m/model.safetensors").write_bytes(b"\1" * 8)
