@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from align import data, recipe, yaml
+from align import data, estimate, recipe, shelf, yaml
 from align.annotations import Annotation
 from align.artifacts import Conversations, Preferences, Prompts, Rows
 from align.cli import main
@@ -26,7 +27,15 @@ FOLDERS = sorted(
     if path.parent.name not in ("quickstart", "tiny-real")
 )
 RECIPES = sorted(path for folder in FOLDERS for path in folder.glob("*.yaml"))
-NAMES = [path.relative_to(ROOT / "recipes").as_posix() for path in RECIPES]
+READMES = [folder / "README.md" for folder in FOLDERS]
+
+
+def within(path: Path) -> str:
+    """How a file is named in recipes/."""
+    return path.relative_to(ROOT / "recipes").as_posix()
+
+
+NAMES = [within(path) for path in RECIPES]
 
 # -- what the data sets hold: columns, splits and configurations of their cards, rows made up -----
 
@@ -156,7 +165,7 @@ def test_a_recipe_plans_anywhere_without_a_network(
     said = capsys.readouterr().out
     (unchecked,) = re.findall(r"\nnot checked:\n(.*?)\n\n", said, flags=re.DOTALL)
     facts = [line for line in unchecked.splitlines() if "is on the hub and not in" not in line]
-    assert all("GPU" in fact or "devices" in fact for fact in facts), facts
+    assert all(re.search("GPU|CPU cores", fact) for fact in facts), facts
 
 
 def test_a_folder_is_planned_by_its_name_and_copied_whole(
@@ -172,9 +181,68 @@ def test_a_folder_is_planned_by_its_name_and_copied_whole(
             assert main(["plan", str(copy.relative_to(tmp_path))]) == 0
 
 
+def commands(path: Path) -> list[list[str]]:
+    """The `align` commands in a README's blocks or a recipe's head, as words, remarks left out."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = [re.sub(r"^# +", "", line).partition(" #")[0] for line in lines]
+    return [shlex.split(line)[1:] for line in found if line.startswith("align ")]
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *READMES], ids=within)
+def test_the_commands_of_a_recipe_plan_and_it_fits_the_gpu_it_is_for(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = commands(path)
+    assert any("--memory" in words for words in found)
+    for _, name, *more in found:
+        options = more[next((i for i, word in enumerate(more) if word[0] == "-"), len(more)) :]
+        assert main(["plan", name, *options]) == 0
+        assert "does not fit" not in capsys.readouterr().out
+
+
+def costs(folder: Path) -> list[str]:
+    """The table of a README: the largest estimate of each kind of stage, in GiB."""
+    plans = {path.name: planned(f"{folder.name}/{path.name}") for path in folder.glob("*.yaml")}
+    found = {
+        name: [(stage.kind, estimate.stage(stage)) for stage in plan.stages.values()]
+        for name, plan in sorted(plans.items(), key=lambda one: (one[0] != "recipe.yaml", one[0]))
+    }
+    using = [kind for all_ in found.values() for kind, one in all_ if one.memory or one.why]
+    kinds = list(dict.fromkeys(using))
+    lines = [f"| | GPUs | {' | '.join(kinds)} |", "|---" * (len(kinds) + 2) + "|"]
+    for name, stages in found.items():
+        gpus = max(one.devices for _, one in stages)
+        lines.append(f"| `{name}` | {gpus} | {' | '.join(_cell(k, stages) for k in kinds)} |")
+    return lines
+
+
+def _cell(kind: str, stages: list[tuple[str, estimate.Estimate]]) -> str:
+    peaks = [one.peak for name, one in stages if name == kind]
+    if None in peaks:
+        return "?"
+    return f"{max(p or 0 for p in peaks) / 2**30:.1f}" if peaks else "–"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=within)
+def test_the_costs_in_a_readme_are_the_estimates(folder: Path) -> None:
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    table = "\n".join(costs(folder))
+    assert table in readme, f"The table of {folder.name}/README.md should be\n{table}"
+
+
+def test_the_list_of_recipes_is_the_folders_and_every_link_leads_somewhere() -> None:
+    listed = re.findall(r"^\| \[(.+?)\]\(", (ROOT / "recipes/README.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == shelf.recipes()
+    for readme in (ROOT / "recipes/README.md", *READMES):
+        for link in re.findall(r"\]\(([^)]+)\)", readme.read_text(encoding="utf-8")):
+            assert (readme.parent / link).exists(), f"{readme}: {link}"
+
+
 def test_no_two_recipes_write_to_one_directory() -> None:
-    names = [planned(name).name for name in NAMES] + ["quickstart", "tiny-real", "why-gates"]
-    assert len(set(names)) == len(names)
+    shipped = [path for path in ROOT.glob("recipes/*/*.yaml") if path.parent.name != "launch"]
+    names = [recipe.read(path).name for path in shipped]
+    assert len(set(names)) == len(names) >= len(NAMES)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
@@ -227,6 +295,23 @@ def test_the_columns_of_the_real_data_sets_become_the_rows_a_recipe_asks_for(
                 assert kind is Prompts
                 assert row["prompt"][-1]["role"] == "user"
                 assert "question" not in row or row["question"] in row["prompt"][-1]["content"]
+
+
+def test_qwen3s_template_is_its_own_with_thinking_switched_off() -> None:
+    import trl
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    theirs = Path(str(trl.__file__)).with_name("chat_templates") / "qwen3.jinja"
+    ours = ROOT / "recipes/qwen3-1.7b/chat.jinja"
+    for dialog in (say("One?"), say("One?", "Two.")):
+        asked: dict[str, Any] = {"enable_thinking": False, "conversations": [dialog]}
+        asked |= {"add_generation_prompt": len(dialog) == 1}
+        rendered = [
+            render_jinja_template(chat_template=file.read_text(encoding="utf-8"), **asked)[0]
+            for file in (ours, theirs)
+        ]
+        assert rendered[0] == rendered[1]
+        assert "<think>\n\n</think>\n\n" in rendered[0][0]
 
 
 @pytest.mark.parametrize("name", NAMES)
