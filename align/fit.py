@@ -30,8 +30,8 @@ SHORTEST = 512
 def smallest(plan: Plan, planned: Planned, memory: float) -> tuple[list[str], float] | None:
     """The overrides that make a stage fit so many bytes, and what it takes then.
 
-    Changes are tried one by one, those first that change the result least; then together, one more
-    at a time. What is found is checked as a whole recipe. None: nothing that is tried makes it fit.
+    Each way is tried alone, then together with all before it, and those first that change the
+    result least. What is found is checked as a whole recipe. None: nothing makes it fit.
     """
     for change in _changes(planned, memory):
         peak = estimate.stage(_changed(planned, change)).peak
@@ -70,14 +70,13 @@ def _changes(planned: Planned, memory: float) -> Iterator[Change]:
         ways = list(_ways(what, use))
     except Unknown:
         return
+    before: Change = {}
     for way in ways:
         yield from way
-    together: Change = {}
-    for way in ways:
-        before = dict(together)
-        for change in way:
-            together = {**before, **change}
-            yield together
+        if before:
+            yield from ({**before, **change} for change in way)
+        before |= way[-1] if way else {}
+    yield from _devices(planned.stage, use)
 
 
 def _ways(what: Any, use: str) -> Iterator[Sequence[Change]]:
@@ -103,11 +102,19 @@ def _ways(what: Any, use: str) -> Iterator[Sequence[Change]]:
         lengths.append({"trainer.max_length": length})
         length //= 2
     yield lengths
-    if not step.quantization and not step.spread.gathers:
-        devices = [n for n in (2, 4, 8, 16, 32, 64) if n > processes and what.batch_size % n == 0]
-        yield [
-            {"launch": {"use_fsdp": True, "fsdp_version": 2, "num_processes": n}} for n in devices
-        ]
+
+
+def _devices(what: Any, use: str) -> Iterator[Change]:
+    """Weights, gradients and states shared out by FSDP, which wants torch's own optimizer."""
+    step, now = estimate.step(what, use), launch.processes({"launch": what.launch})
+    if step.quantization or step.spread.gathers or "adamw_torch" not in step.optim:
+        return
+    least = {"trainer.per_device_train_batch_size": 1, "trainer.gradient_checkpointing": True}
+    for number in (2, 4, 8, 16, 32, 64):
+        if number > now and what.batch_size % number == 0:
+            more = {"launch": {"use_fsdp": True, "fsdp_version": 2, "num_processes": number}}
+            yield more
+            yield {**more, **least}
 
 
 def _yaml(value: Any) -> str:

@@ -111,9 +111,9 @@ class Step:
     @property
     def copies(self) -> float:
         """Bytes of the short copies that autocast makes of all float32 matrices, once a step."""
-        if self.wide == self.stream or self.quantization:
-            return 0.0
-        return float(self.wide * self.shape.linear_weights)
+        wide = self.stream > self.wide and not self.quantization
+        beside = self.lora is not None and self.precision > self.wide
+        return self.wide * (wide * self.shape.linear_weights + beside * float(self.trained))
 
 
 def peak(step: Step) -> Parts:
@@ -142,26 +142,38 @@ def held(step: Step) -> Parts:
     return parts
 
 
+def kept(step: Step) -> float:
+    """What autograd keeps at the end of the forward pass; checkpointing keeps what layers read."""
+    return _kept_of_layers(step) + step.tokens * _last(step) + _copied(step)
+
+
+def _kept_of_layers(step: Step) -> float:
+    shape = step.shape
+    each = step.stream * shape.hidden_size if step.checkpointing else saved(step)
+    return float(step.tokens * shape.num_hidden_layers * each)
+
+
+def _copied(step: Step) -> float:
+    """Autocast's copies go with the pass that made them, but for those that autograd keeps."""
+    return 0.0 if step.checkpointing else step.copies
+
+
 def moments(step: Step) -> Iterator[Parts]:
     """What comes to `held`, at each of the moments of a step that can be its highest."""
     shape, n = step.shape, step.tokens
     gradients = step.precision * step.trained / step.spread.states
     before = gradients if step.accumulates else 0.0
-    again = step.checkpointing
-    every = step.stream * shape.hidden_size if again else saved(step)
-    layers = n * shape.num_hidden_layers * every
-    layers += step.sequences * step.length**2 if step.masked else 0  # the mask itself, a byte each
-    kept, passing = layers + n * _last(step), n * transient(step)
+    mask = step.sequences * step.length**2 if step.masked else 0  # a byte each, once
+    at_end = kept(step) - _copied(step) + step.copies + mask
+    passing = n * transient(step)
     forward, backward = logits(step)
-    lasting = 0.0 if again else step.copies
 
-    yield {"activations": kept + step.copies, "logits": forward, "gradients": before}
-    yield {"activations": kept + step.copies + passing, "gradients": before}
-    yield {"activations": kept + lasting, "logits": backward, "gradients": before}
-    if again:
-        copies = step.copies / shape.num_hidden_layers
-        one = n * saved(step) + copies + passing
-        yield {"activations": layers + one, "gradients": before}
+    yield {"activations": at_end, "logits": forward, "gradients": before}
+    yield {"activations": at_end + passing, "gradients": before}
+    yield {"activations": kept(step) + mask, "logits": backward, "gradients": before}
+    if step.checkpointing:
+        layer = n * saved(step) + step.copies / shape.num_hidden_layers + passing
+        yield {"activations": _kept_of_layers(step) + layer + mask, "gradients": before}
     # the embedding's gradient comes last: beside the one there is, and that of the head tied to it
     words = step.precision * shape.embedding if step.lora is None else 0
     more = (step.accumulates + (shape.tie_word_embeddings and not step.head)) * words
