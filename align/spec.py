@@ -175,7 +175,9 @@ def _adapter(path: Path, asked: Base) -> Spec:
     if Path(named).is_dir():
         _check_weights(Path(named))
     own = (path / "tokenizer_config.json").is_file()
-    return Spec(base, None, path, config, str(path) if own else named)
+    places = ("base_model_name_or_path", "revision")
+    lora = {k: v for k, v in config.items() if v is not None and k not in places}
+    return Spec(base, None, path, lora, str(path) if own else named)
 
 
 def _check_weights(path: Path) -> None:

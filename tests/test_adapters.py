@@ -350,6 +350,7 @@ def test_a_directory_that_holds_an_adapter_is_a_model(
     assert models.tokenizer(base(foreign)).name_or_path == str(tiny_model)
     made = sft(model=base(foreign)).run(new("made"))
     assert models.describe(made).base.path == str(tiny_model)
+    assert str(tiny_model) not in (made.path / "model.json").read_text()
     assert models.describe(made).adapter == made.path.resolve() / "adapter"
     assert (logits(models.load(made)) - theirs).abs().max() > 1e-2
     shutil.copytree(tiny_model, foreign.parent / "beside")
@@ -440,6 +441,19 @@ def test_what_fits_is_not_refused(planned: Callable[..., list[str]]) -> None:
     ):
         assert planned(f"lora: {{{lora}}}") == [], lora
     assert planned("lora: {target_modules: [q_proj, score]}", "reward_model") == []
+
+
+def test_the_modules_of_a_known_model_are_known_without_its_files(
+    planned: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    known = "meta-llama/Llama-3.1-8B"
+    (found,) = planned("lora: {target_modules: [q_porj]}", model=known)
+    assert 'no linear layer "q_porj". Did you mean "q_proj"?' in found
+    assert planned("lora: {r: 16, modules_to_save: [embed_tokens, norm]}", model=known) == []
+    (found,) = planned("lora: {layers_to_transform: [31, 32]}", model=known)
+    assert "no layer 32: they go from 0 to 31." in found
+    assert planned("lora: {target_modules: [q_porj]}", model="nobody/knows") == []
 
 
 @pytest.mark.parametrize("use", ["sft", "dpo", "reward_model"])
