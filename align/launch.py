@@ -1,14 +1,14 @@
 """How a training stage is spread over devices: `launch:` and `accelerate launch`.
 
-`launch:` is a profile file (what `accelerate config` writes) or a mapping of `accelerate launch`'s
-own options (`num_processes: 4`). It says where a stage runs, so it is recorded with
+`launch:` is a profile file (what `accelerate config` writes; recipes/launch/ has some) or a mapping
+of `accelerate launch`'s own options (`num_processes: 4`), with `config_file: FILE` on top of a
+profile. It says where a stage runs, so it is recorded with
 the artifact and is not part of its key.
 """
 
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import importlib.util
 import os
@@ -22,18 +22,25 @@ from pydantic import Field
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from align import slurm
+from align import shelf, slurm
 from align.errors import StageFailed
+from align.options import nearest
+from align.signatures import options
 
 Launch = Annotated[dict[str, Any] | str | None, Field(exclude=True)]
 """The field `launch` of a training stage; its `check` yields from `problems(self.launch)`."""
 
-KINDS = ("multi_gpu", "tpu", "cpu")
+KINDS = ("multi_gpu", "tpu", "cpu", "use_fsdp", "use_deepspeed", "use_megatron_lm")
 """The options of which `accelerate launch` wants one to start more than one process."""
 
-SHARDED = ("fsdp", "deepspeed", "megatron_lm")
-"""Ways of spreading one model over devices. `models.save` would write one device's part of it, and
-on a CPU accelerate 1.15 runs plain data parallel instead of FSDP without saying so."""
+TYPES = {
+    "MULTI_GPU": "multi_gpu",
+    "FSDP": "use_fsdp",
+    "DEEPSPEED": "use_deepspeed",
+    "MEGATRON_LM": "use_megatron_lm",
+    "XLA": "tpu",
+}
+"""The option that a profile's `distributed_type` stands for, as in `_validate_launch_command`."""
 
 
 @functools.cache
@@ -54,11 +61,48 @@ def devices() -> int:
 
 
 def asked(settings: dict[str, Any]) -> dict[str, Any]:
-    """What `launch:` of a stage's settings says; a profile's keys where it is a file."""
-    launch = settings.get("launch")
-    if isinstance(launch, str):
-        launch = YAML(typ="safe").load(Path(launch).expanduser().read_text(encoding="utf-8"))
-    return launch or {}
+    """The options of `accelerate launch` that a stage's `launch:` comes to.
+
+    Those of a profile (`launch: FILE`, or `config_file: FILE` in a block) are under the names they
+    have on the command line; the other keys of the block go before them.
+    """
+    launch = _block(settings)
+    profile = launch.pop("config_file", None)
+    return {**(_flat(_read(*_file(profile))) if profile else {}), **launch}
+
+
+def _block(settings: dict[str, Any]) -> dict[str, Any]:
+    launch = settings.get("launch") or {}
+    return {"config_file": launch} if isinstance(launch, str) else dict(launch)
+
+
+def _file(profile: str) -> tuple[Path, float]:
+    """Where a profile lies, in the working directory or on the shelf, and when it was changed."""
+    path = shelf.find(profile) or Path(profile)
+    return path, path.stat().st_mtime
+
+
+@functools.cache
+def _read(path: Path, changed: float) -> dict[str, Any]:
+    read = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    if not isinstance(read, dict):
+        raise ValueError
+    return read
+
+
+def _flat(profile: dict[str, Any]) -> dict[str, Any]:
+    """A profile's keys as options, the way accelerate's `_validate_launch_command` reads them."""
+    options: dict[str, Any] = {}
+    for name, value in profile.items():
+        if name == "distributed_type" and value in TYPES:
+            options[TYPES[value]] = True
+        elif isinstance(value, dict):
+            prefix = {"fsdp_config": "fsdp_", "dynamo_config": "dynamo_", "fp8_config": "fp8_"}
+            start = prefix.get(name, "")
+            options |= {start + key.removeprefix(start): value[key] for key in value}
+        else:
+            options[name] = value
+    return options
 
 
 def processes(settings: dict[str, Any]) -> int:
@@ -88,23 +132,23 @@ def command(work: Path, settings: dict[str, Any], **place: Any) -> list[str]:
     `--cpu --num_processes 2` starts one without saying so. Port 0 is a free port, so that two runs
     can share a machine.
     """
-    launch: dict[str, Any] | str | None = settings["launch"]
-    if isinstance(launch, str):
-        options = ["--config_file", str(Path(launch).expanduser())]
-        launch = place
+    launch = {**_block(settings), **place}
+    launch.pop("slurm", None)
+    if profile := launch.pop("config_file", None):
+        words = ["--config_file", str(shelf.find(profile))]
     else:
-        launch = {"num_processes": processes(settings), **(launch or {}), **place}
-        launch.pop("slurm", None)
+        words = ["--config_file", str(_plain(work, place.get("machine_rank", 0)))]
+        launch = {"num_processes": processes(settings), **launch}
         if launch["num_processes"] > 1 and not any(launch.get(kind) for kind in KINDS):
             launch["multi_gpu"] = True
-        launch.setdefault("main_process_port", 0)
-        options = ["--config_file", str(_plain(work, place.get("machine_rank", 0)))]
+    launch.setdefault("main_process_port", asked(settings).get("main_process_port", 0))
+    launch["mixed_precision"] = "no"  # the stage says it: `bf16` or `fp16` of its trainer
     for name, value in launch.items():
         if value is True and name in flags():
-            options.append(f"--{name}")
+            words.append(f"--{name}")
         elif value is not None and not (value is False and name in flags()):
-            options += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", *options]
+            words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", *words]
     return [*accelerate, "--module", "align.worker", "--rank", str(work)]
 
 
@@ -169,46 +213,70 @@ def flags() -> frozenset[str]:
     return frozenset(name for name, flag in _options().items() if flag)
 
 
-_SHARDED = (
-    "{} shares one model out over the devices, and a model in parts cannot be saved yet. "
-    "Every device can hold all of it: `launch: {{num_processes: N}}`, with `lora:` and "
-    "`quantization:` where it is large."
-)
+def lack(settings: dict[str, Any]) -> str | None:
+    """What this machine lacks to run a stage as its `launch:` says; None: nothing.
+
+    No fault of a recipe: one for 8 GPUs is planned on a laptop too. FSDP and ZeRO are for GPUs:
+    without one accelerate 1.15 trains with a whole model in every process and says nothing.
+    """
+    launch = asked(settings)
+    if "slurm" in launch or processes(settings) == 1:
+        return None
+    share = processes(settings) // machines(settings)
+    found, cores = devices(), os.cpu_count() or 1
+    for kind, name in (("use_fsdp", "FSDP"), ("use_deepspeed", "ZeRO")):
+        if not found and launch.get(kind):
+            return f"{name} is for GPUs, and this machine has none"
+    if found and share > found:
+        return f"{share} processes a machine are asked for, and this one has {found} GPUs"
+    if not found and share > cores:
+        return f"{share} processes a machine are asked for, and this one has {cores} CPU cores"
+    return None
 
 
 def problems(launch: dict[str, Any] | str | None) -> Iterator[tuple[str, str]]:
     """What is wrong with a `launch:`, as (key, message); for `Stage.check`."""
-    if isinstance(launch, str):
-        write = f"`accelerate config --config_file {launch}` writes one."
-        if not Path(launch).expanduser().is_file():
-            yield "launch", f'"{launch}" is no file. {write}'
+    block = _block({"launch": launch})
+    profile = block.pop("config_file", None)
+    at = "launch" if isinstance(launch, str) else "launch.config_file"
+    if profile is not None:
+        if wrong := _unreadable(profile):
+            yield at, wrong
             return
-        try:
-            launch = YAML(typ="safe").load(Path(launch).expanduser().read_text(encoding="utf-8"))
-        except (YAMLError, ValueError):
-            launch = None
-        if not isinstance(launch, dict):
-            yield "launch", f"This is no profile of accelerate. {write}"
+        yield from ((at, message) for message in _unknown_in(_read(*_file(profile))))
+    known = {*_options(), "slurm"} - {"config_file", "module", "help"}
+    for name in sorted(block.keys() - known):
+        hint = nearest(name, known)
+        yield f"launch.{name}", f'"{name}" is no option of `accelerate launch`.{hint}'
+    number = "launch.num_processes" if "num_processes" in block else at
+    launch = asked({"launch": launch})
+    if "num_processes" in launch:
+        processes = launch["num_processes"]
+        if type(processes) is not int or processes < 1:
+            yield number, f"num_processes is {processes!r}; it must be a whole number from 1."
             return
-        number = "launch"
-        if str(launch.get("distributed_type", "")).lower() in SHARDED:
-            yield "launch", _SHARDED.format(f"distributed_type {launch['distributed_type']}")
-    elif launch is not None:
-        number = "launch.num_processes"
-        for name in [f"use_{kind}" for kind in SHARDED if launch.get(f"use_{kind}")]:
-            yield f"launch.{name}", _SHARDED.format(name)
-        known = sorted({*_options(), "slurm"} - {"config_file", "module", "help"})
-        for name in sorted(set(launch) - set(known)):
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f' Did you mean "{near[0]}"?' if near else ""
-            yield f"launch.{name}", f'"{name}" is no option of `accelerate launch`.{hint}'
-    if launch and "num_processes" in launch:
-        asked = launch["num_processes"]
-        if type(asked) is not int or asked < 1:
-            yield number, f"num_processes is {asked!r}; it must be a whole number from 1."
-            return
-    if launch and (launch.get("num_machines", 1) != 1 or "slurm" in launch):
+    if launch.get("num_machines", 1) != 1 or "slurm" in launch:
         yield from _several(launch)
+
+
+def _unreadable(profile: Any) -> str | None:
+    """Why a profile cannot be read."""
+    write = f"`accelerate config --config_file {profile}` writes one."
+    if not isinstance(profile, str) or (path := shelf.find(profile)) is None or not path.is_file():
+        near = nearest(str(profile), shelf.profiles())
+        return f'"{profile}" is no file here or on the shelf.{near or " " + write}'
+    try:
+        _read(*_file(profile))
+    except (YAMLError, ValueError):
+        return f"This is no profile of accelerate. {write}"
+    return None
+
+
+def _unknown_in(profile: dict[str, Any]) -> Iterator[str]:
+    """A profile's wrong keys: accelerate refuses some late, and ignores those inside of blocks."""
+    known = {*options("accelerate.commands.config.config_args:ClusterConfig"), *_options()}
+    for name in sorted(_flat(profile).keys() - known):
+        yield f'"{name}" is no key of a profile of accelerate.{nearest(name, known)}'
 
 
 def _several(launch: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -42,6 +42,11 @@ class Ordered(Trainer):  # type: ignore[misc]
     _saved_at = 0.0
     _saved_step = 0
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """transformers', and what it leaves out where the model is in parts."""
+        super().create_accelerator_and_postprocess()
+        sharding.prepare(self)
+
     def lengths(self, dataset: Any) -> list[int]:
         """Tokens of every row of the data set: its `input_ids`, else all its `..._ids` columns."""
         import pyarrow.compute  # type: ignore[import-untyped]

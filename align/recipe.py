@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align import artifacts, records, shelf, yaml
+from align import artifacts, launch, records, shelf, yaml
 from align.artifacts import Artifact, Model
 from align.errors import Problem, RecipeError, StageFailed
 from align.options import nearest
@@ -373,6 +373,12 @@ class _Reading:
                 self.reader.problem(node.place, (*path, *key.split(".")), message)
         except StageFailed as failure:
             self.reader.problem(block.key, path, str(failure))
+            return
+        settings = dict(stage)
+        if "launch" not in settings or any(launch.problems(settings["launch"])):
+            return
+        if lack := launch.lack(settings):
+            self.reader.unchecked((*path, "launch"), lack)
 
 
 def _use(name: str, block: Node) -> Node:

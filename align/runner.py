@@ -6,7 +6,7 @@ import difflib
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,8 @@ def run(plan: Plan, targets: Sequence[str] = ()) -> int:
     wanted = choose(plan, targets)
     if plan.not_checked:
         raise RecipeError([Problem(str(plan.path), "", message) for message in plan.not_checked])
+    if lacks := [*_lacks(plan, wanted)]:
+        raise RecipeError(lacks)
     screen = Screen()
     if number := nodes.machine(plan, wanted):
         signals = Signals()
@@ -59,6 +61,15 @@ def run(plan: Plan, targets: Sequence[str] = ()) -> int:
         screen.say(store.full(plan.store))
         return 1
     return code
+
+
+def _lacks(plan: Plan, wanted: list[Planned]) -> Iterator[Problem]:
+    """What this machine lacks to make the stages as their `launch:` says."""
+    for stage in wanted:
+        if store.state(stage.artifact.path) != "done" and (lack := launch.lack(dict(stage.stage))):
+            here = f"--set stages.{stage.name}.launch=null"
+            message = f"{lack}. Run it on one that has, or as this one can: `{here}`."
+            yield Problem(str(plan.path), f"stages.{stage.name}.launch", message)
 
 
 def remember(plan: Plan) -> None:

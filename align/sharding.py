@@ -14,6 +14,25 @@ PLACEMENT = "placement.json"
 """In a checkpoint: how the weights lay on the devices that wrote it, which decides its files."""
 
 
+def prepare(trainer: Any) -> None:
+    """Under FSDP2, add up gradients in float32, in parts, and round nothing that leaves the model.
+
+    accelerate 1.15 rounds both to bfloat16: losses of 5.57 then read 5.5625 or 5.59375, and the
+    log-probabilities whose differences DPO learns from are as far off. transformers' own FSDP2
+    (`distributed/fsdp.py`) has the policy that is set here. And without `sync_each_batch` every
+    device holds the whole gradient from one micro-batch of a step to the next.
+    """
+    if not trainer.is_fsdp_enabled:
+        return
+    trainer.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
+    if trainer.args.bf16:
+        import torch
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+
+
 def whole(trainer: Any) -> dict[str, Any] | None:
     """All weights that were trained, on the CPU of the main process; None where none is in parts.
 

@@ -60,6 +60,11 @@ def recipes() -> list[str]:
     return sorted(path.parent.name for path in (SHELF / "recipes").glob("*/recipe.yaml"))
 
 
+def profiles() -> list[str]:
+    """The shipped launch profiles, as a recipe names them."""
+    return [path.relative_to(SHELF).as_posix() for path in SHELF.glob("recipes/launch/*.yaml")]
+
+
 def kinds() -> list[str]:
     """The kinds of stages this project has: the files in align/stages/."""
     return sorted(path.stem for path in STAGES.glob("[a-z]*.py"))

@@ -28,7 +28,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from align import checkpoints, launch, precision, sharding
+from align import checkpoints, launch, placement, precision, sharding
 from align.errors import StageFailed
 from align.ordered import SAVE_SECONDS, Ordered
 from align.out import Out
@@ -49,7 +49,7 @@ _EVALUATED: dict[str, Any] = {
 
 def check(stage: Any) -> Iterator[tuple[str, str]]:
     """What a training stage yields from `check`: how it is spread, and what it measures."""
-    wrong = list(launch.problems(stage.launch))
+    wrong = [*launch.problems(stage.launch)] or [*placement.check(stage)]
     yield from wrong
     if not wrong:
         micro = stage.trainer.get("per_device_train_batch_size")

@@ -137,13 +137,12 @@ def test_options_reach_accelerate_as_its_own_parser_reads_them(tmp_path: Path) -
         "num_cpu_threads_per_process": 2,
         "fsdp_offload_params": False,
         "debug": False,
-        "mixed_precision": "bf16",
     }
     command = launch.command(tmp_path, {"launch": options})
     read = launch_command_parser().parse_args(command[3:])
     assert (read.num_processes, read.num_cpu_threads_per_process, read.multi_gpu) == (4, 2, True)
     assert read.fsdp_offload_params == "false"
-    assert not read.debug and read.mixed_precision == "bf16"
+    assert not read.debug and read.mixed_precision == "no", "the stage says it"
     assert read.training_script == "align.worker" and read.module
 
 
@@ -157,25 +156,96 @@ def test_what_is_wrong_with_a_launch_is_known_before_anything_runs(tmp_path: Pat
         )
     ]
     assert list(launch.problems("two.yaml")) == [
-        ("launch", '"two.yaml" is no file. `accelerate config --config_file two.yaml` writes one.')
+        (
+            "launch",
+            '"two.yaml" is no file here or on the shelf. '
+            "`accelerate config --config_file two.yaml` writes one.",
+        )
     ]
+    (problem,) = launch.problems({"config_file": "recipes/launch/fsdp.yaml"})
+    assert problem[0] == "launch.config_file"
+    assert problem[1].endswith('Did you mean "recipes/launch/fsdp2.yaml"?')
 
 
-@pytest.mark.parametrize("kind", ["fsdp", "deepspeed", "megatron_lm"])
-def test_a_model_shared_out_over_devices_is_refused_in_options_and_profiles(
-    kind: str, tmp_path: Path
+PROFILES = sorted((shelf.SHELF / "recipes" / "launch").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_accelerate_reads_a_shipped_profile_as_we_do(path: Path, tmp_path: Path) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    name = path.relative_to(shelf.SHELF).as_posix()
+    several = {"config_file": name, "machine_rank": 0, "main_process_ip": "head"}
+    asked: dict[str, Any] | str = several if path.stem == "nodes" else name
+    assert list(launch.problems(asked)) == []
+    command = launch.command(tmp_path, {"launch": asked})
+    read, profile, _ = _validate_launch_command(launch_command_parser().parse_args(command[3:]))
+    ours = launch.asked({"launch": asked})
+    assert profile is not None and read.mixed_precision == "no"
+    for key in ours.keys() - {"compute_environment", "distributed_type", "config_file"}:
+        assert getattr(read, key) == ours[key], key
+    kinds = {"MULTI_GPU": "multi_gpu", "FSDP": "use_fsdp", "DEEPSPEED": "use_deepspeed"}
+    for kind, option in kinds.items():
+        assert (
+            getattr(read, option) == ours.get(option, False) == (profile.distributed_type == kind)
+        )
+
+
+def test_a_profile_is_found_on_the_shelf_from_anywhere_and_a_recipe_overrides_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FSDP on a CPU runs plain data parallel without saying so; parts of a model are not saved."""
-    profile = tmp_path / "shared.yaml"
-    profile.write_text(f"distributed_type: {kind.upper()}\nnum_processes: 2\n")
-    for asked, place in [
-        ({"num_processes": 2, f"use_{kind}": True}, f"launch.use_{kind}"),
-        (str(profile), "launch"),
-    ]:
-        (problem,) = launch.problems(asked)
-        assert problem[0] == place
-        assert "cannot be saved yet" in problem[1]
-        assert "`launch: {num_processes: N}`" in problem[1]
+    monkeypatch.chdir(tmp_path)
+    settings = {"launch": {"config_file": "recipes/launch/fsdp2.yaml", "num_processes": 4}}
+    assert launch.processes(settings) == 4 and launch.asked(settings)["fsdp_version"] == 2
+    command = launch.command(tmp_path, settings)
+    assert Path(command[command.index("--config_file") + 1]).is_absolute()
+    assert command[command.index("--num_processes") + 1] == "4"
+    assert "--multi_gpu" not in command, "the profile says FSDP"
+    mine = tmp_path / "recipes/launch/fsdp2.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("distributed_type: MULTI_GPU\nnum_processes: 3\n")
+    assert launch.processes({"launch": "recipes/launch/fsdp2.yaml"}) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_proceses: 2\n", 'Did you mean "num_processes"?'),
+        ("fsdp_config: {fsdp_wersion: 2}\n", 'Did you mean "fsdp_version"?'),
+        ("- a list\n", "This is no profile of accelerate."),
+        ("a: {\n", "This is no profile of accelerate."),
+    ],
+)
+def test_a_key_that_accelerate_would_ignore_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    (problem,) = launch.problems(str(tmp_path / "mine.yaml"))
+    assert problem[0] == "launch" and message in problem[1]
+
+
+@pytest.mark.parametrize(
+    ("devices", "asked", "lack"),
+    [
+        (0, None, None),
+        (8, "recipes/launch/fsdp2.yaml", None),
+        (1, "recipes/launch/one-gpu.yaml", None),
+        (0, "recipes/launch/fsdp2.yaml", "FSDP is for GPUs, and this machine has none"),
+        (0, "recipes/launch/zero3.yaml", "ZeRO is for GPUs, and this machine has none"),
+        (1, "recipes/launch/ddp.yaml", "8 processes a machine are asked for, and this one has 1 G"),
+        (8, "recipes/launch/nodes.yaml", None),
+        (4, "recipes/launch/nodes.yaml", "8 processes a machine are asked for, and this one has 4"),
+        (0, {"num_processes": 3}, "3 processes a machine are asked for, and this one has 2 CPU co"),
+        (0, {"num_processes": 64, "slurm": {"timeout_min": 9}}, None),
+    ],
+)
+def test_what_this_machine_lacks_is_told_from_what_is_wrong(
+    devices: int, asked: Any, lack: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "devices", lambda: devices)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    said = launch.lack({"launch": asked})
+    assert said is None if lack is None else said is not None and said.startswith(lack)
 
 
 def test_two_processes_run_and_one_writes(made: Any) -> None:

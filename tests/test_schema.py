@@ -11,7 +11,7 @@ from align import recipe, schema, shelf, yaml
 from align.cli import main
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name != "launch")
 MADE: dict[str, Any] = schema.schema()
 
 
