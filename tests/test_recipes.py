@@ -363,10 +363,23 @@ def shrink(name: str, tiny_model: Path, folder: Path) -> list[str]:
             settings.append(f"{at}.allow_cut=true")
         elif stage.kind == "sample":
             settings += [f"{at}.n=3", f"{at}.generation.max_new_tokens=16"]
+        for i, reward in enumerate(getattr(stage.stage, "rewards", ())):
+            if reward.model.stage is None:
+                settings.append(f"{at}.rewards.{i}.model.path={scorer(tiny_model, folder)}")
         for i, task in enumerate(getattr(stage.stage, "tasks", ())):
             if task.ask == "answer":
                 settings.append(f"{at}.tasks.{i}.generation.max_new_tokens=16")
     return [word for setting in settings for word in ("--set", setting)]
+
+
+def scorer(tiny_model: Path, folder: Path) -> Path:
+    """A reward model of random weights."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+    for made in (model, AutoTokenizer.from_pretrained(tiny_model)):
+        made.save_pretrained(folder / "scorer")
+    return folder / "scorer"
 
 
 def rows_file(path: str, folder: Path) -> Path:
@@ -404,7 +417,8 @@ def test_the_handbooks_second_adapter_is_trained_on_the_first_one_merged_and_qua
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["zephyr-7b", "llama-3.1-8b", "llama-3.1-8b/rounds.yaml", "llama-3.1-8b/full.yaml"]
+    "name",
+    ["zephyr-7b", "smollm2", "qwen3-1.7b", "llama-3.1-8b/full.yaml", "llama-3.1-8b/rounds.yaml"],
 )
 def test_a_whole_recipe_runs_on_a_tiny_model(name: str, tiny_model: Path, tmp_path: Path) -> None:
     run(tmp_path, name, *shrink(name, tiny_model, tmp_path))
