@@ -2,10 +2,12 @@
 
     python benchmarks/plain.py sft MODEL DATA OUT SETTINGS      (settings: the trainer's, in JSON)
 
-Each prints one JSON line: {"tokens": seen or made, "train_seconds": ...}.
+Each prints one JSON line: {"tokens": seen or made, "train_seconds": ...}; those that train also
+"seconds" and "cpu" (CPU seconds) from the end of the imports, loading and saving included.
 They follow TRL's own examples; nothing is slowed down: no checkpoints, no gradient checkpointing,
 dynamic padding, and length grouping where the trainer offers it (SFT's does; TRL 1.16's reward and
-DPO trainers stop with an error).
+DPO trainers stop with an error). With `defaults: true` among the settings everything else is as TRL
+has it. `lora` and `quantization` are blocks of their own.
 """
 
 import json
@@ -34,24 +36,61 @@ def dialogs(path: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
+def options(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What goes into TRL's config, and what goes into its trainer."""
+    import torch
+
+    settings = dict(settings)
+    lora, bits = settings.pop("lora", None), settings.pop("quantization", None)
+    if settings.pop("defaults", False):
+        config = {"use_cpu": not torch.cuda.is_available()}
+    else:
+        config = {**COMMON}
+    config |= settings
+    if bits:
+        from transformers import BitsAndBytesConfig
+
+        loading = {**config.get("model_init_kwargs", {})}
+        config["model_init_kwargs"] = {
+            **loading,
+            "quantization_config": BitsAndBytesConfig(**bits),
+        }
+    if config["use_cpu"] and bits:
+        # else bitsandbytes 0.50 repacks its weights when the reference's numbers are computed, and
+        # no gradient passes through them afterwards
+        import bitsandbytes
+
+        bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
+    if not lora:
+        return config, {}
+    from peft import LoraConfig
+
+    return config, {"peft_config": LoraConfig(task_type="CAUSAL_LM", **lora)}
+
+
 def sft(model: str, data: str, out: str, settings: dict[str, Any]) -> None:
-    """Conversations of one turn, as prompt and completion: loss on the completion."""
+    """Conversations of one turn, as prompt and completion: loss on the completion.
+
+    By default TRL trains on all tokens of the messages, in batches of any lengths.
+    """
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    rows = [
-        {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
-        for row in dialogs(data)
-    ]
+    rows = dialogs(data)
+    config, beside = options(settings)
+    if not settings.get("defaults"):
+        config["train_sampling_strategy"] = "group_by_length"
+        rows = [
+            {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in rows
+        ]
     train(
         SFTTrainer(
             model=model,
-            args=SFTConfig(
-                output_dir=out, train_sampling_strategy="group_by_length", **COMMON, **settings
-            ),
+            args=SFTConfig(output_dir=out, **config),
             train_dataset=Dataset.from_list(rows),
             processing_class=AutoTokenizer.from_pretrained(model),
+            **beside,
         )
     )
 
@@ -80,12 +119,14 @@ def dpo(model: str, data: str, out: str, settings: dict[str, Any]) -> None:
     from trl import DPOConfig, DPOTrainer
 
     rows = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in dialogs(data)]
+    config, beside = options(settings)
     train(
         DPOTrainer(
             model=model,
-            args=DPOConfig(output_dir=out, **COMMON, **settings),
+            args=DPOConfig(output_dir=out, **config),
             train_dataset=Dataset.from_list(rows),
             processing_class=AutoTokenizer.from_pretrained(model),
+            **beside,
         )
     )
 
@@ -173,10 +214,17 @@ def train(trainer: Any) -> None:
     seconds = time.perf_counter() - started
     trainer.save_model()
     tokens = [entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry]
-    print(json.dumps({"tokens": tokens[-1], "train_seconds": seconds}))
+    whole = {"seconds": time.perf_counter() - STARTED, "cpu": time.process_time() - CPU_STARTED}
+    print(json.dumps({"tokens": tokens[-1], "train_seconds": seconds, **whole}))
 
 
 if __name__ == "__main__":
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
+    from trl import DPOTrainer, RewardTrainer, SFTTrainer  # noqa: F401
+
+    STARTED, CPU_STARTED = time.perf_counter(), time.process_time()
     _, kind, model, data, out, settings = sys.argv
     {"sft": sft, "reward_model": reward_model, "dpo": dpo, "sample": sample, "score": score}[kind](
         model, data, out, json.loads(settings)

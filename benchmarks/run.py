@@ -36,8 +36,11 @@ TEMPLATE = (
 )
 
 
-def make_base(folder: Path) -> None:
-    """A Llama of 1.1M parameters (GQA 8/2 heads) with random weights, and a BPE tokenizer."""
+def make_base(folder: Path, **shape: Any) -> None:
+    """A Llama with random weights, and a BPE tokenizer of 512 tokens.
+
+    It has 1.1M parameters (GQA 8/2 heads) unless `shape`, keys of `LlamaConfig`, says otherwise.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -54,12 +57,15 @@ def make_base(folder: Path) -> None:
     )
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=6,
-        num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=512,
-        bos_token_id=1, eos_token_id=4, pad_token_id=0,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    own = {
+        "vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 352,
+        "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 4, "pad_token_id": 0,
+    }  # fmt: skip
+    config = LlamaConfig(**{**own, **shape})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device(device):  # 8B random numbers take minutes on a CPU
+        LlamaForCausalLM._from_config(config, dtype=config.dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
