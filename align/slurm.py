@@ -10,9 +10,11 @@ runs the recipe while the job is there waits for it instead of submitting anothe
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +38,10 @@ RUNS = "job.tmp"
 """In a stage's directory: machine 0 of the job has begun."""
 
 LOOK = 1.0
-"""Seconds between two looks at a job's files; submitit asks SLURM less often."""
+"""Seconds between two looks at a job's files."""
+
+ASK = 30
+"""So many looks are between two questions to SLURM itself, which serves many."""
 
 CLUSTERS = ("slurm", "local")
 
@@ -160,17 +165,23 @@ def run(
         _wait(job)
     except KeyboardInterrupt:
         (work / STOP).touch()
-        if not (work / RUNS).exists():
+        if (work / RUNS).exists():
+            _wait(job)
+        else:
             job.cancel(check=False)
-        _wait(job)
-        raise
-    finally:
-        if _ended(job):
-            (work / NOTE).unlink(missing_ok=True)
-    if not _made(work):
-        error = work / "error.json"
-        sentence = str(read_json(error)["error"]) if error.is_file() else ""
-        raise StageFailed(sentence or f"Job {job.job_id} ended ({job.state}). See {folder(work)}.")
+        if not _made(work):
+            (work / NOTE).unlink()
+            raise
+    if _made(work):
+        return
+    (work / NOTE).unlink()
+    error = work / "error.json"
+    sentence = str(read_json(error)["error"]) if error.is_file() else ""
+    raise StageFailed(
+        sentence
+        or f"Job {job.job_id} ended ({job.state}) before the stage was made: it was cancelled, its "
+        f"time or memory was over, or a machine was lost. What it said: {folder(work)}"
+    )
 
 
 def kept(work: Path) -> bool:
@@ -223,23 +234,30 @@ def _ended(job: Any) -> bool:
     """Whether nothing of the job is left, in the queue or running."""
     import submitit
 
-    done: bool = job.done()
-    if done and isinstance(job, submitit.LocalJob):  # it knows only its own process's jobs
-        try:
+    if isinstance(job, submitit.LocalJob):
+        job.done()  # takes the exit code, where the job is ours
+        with contextlib.suppress(ProcessLookupError):
             os.kill(int(job.job_id), 0)
-        except ProcessLookupError:
-            return True
-        return False
-    return done
+            return False
+        return True
+    if job.done():
+        return True
+    # submitit asks sacct, and not every cluster keeps accounts
+    asked = ["squeue", "--noheader", "--format=%T", f"--jobs={job.job_id}"]
+    said = subprocess.run(asked, capture_output=True, text=True)
+    return not said.stdout.strip() and (said.returncode == 0 or "Invalid job id" in said.stderr)
 
 
 def _wait(job: Any) -> None:
     while not _ended(job):
-        time.sleep(LOOK)
+        for _ in range(ASK):
+            time.sleep(LOOK)
+            if job.done():
+                break
 
 
 def _made(work: Path) -> bool:
-    return (work / "made.json").is_file()
+    return "made.json" in os.listdir(work)  # a network file system looks again for a list
 
 
 def folder(work: Path) -> Path:

@@ -415,6 +415,44 @@ def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(
     assert made()["counts"]["ranks"] == {"n": 2}
 
 
+SFT = """
+base: {path: TINY}
+stages:
+  sft:
+    model: base
+    data: {path: rows.jsonl}
+    batch_size: 4
+    trainer: {max_steps: 30, save_steps: 5, learning_rate: 0.01}
+    launch: {num_machines: 2, num_processes: 2, slurm: {cluster: local, timeout_min: 9}}
+"""
+
+
+@pytest.mark.slow
+def test_a_training_that_was_cancelled_ends_with_the_same_bytes(
+    start: Callable[..., Machine], tiny_model: Path, write_rows: Any
+) -> None:
+    rows = [{"prompt": f"say {c}", "completion": 3 * c} for c in "abcdefghijkl"]
+    write_rows("rows.jsonl", rows)
+    text = SFT.replace("TINY", str(tiny_model))
+    hashes = []
+    for stops in (True, False):
+        if stops:
+            main = start(text)
+            until(lambda: list(Path("runs").glob("sft-*/checkpoints/checkpoint-*")), main)
+            main.process.send_signal(signal.SIGINT)
+            code, said = main.end()
+            assert code == 130, said
+        code, said = start(text).end()
+        assert code == 0, said
+        assert bool(re.search(r"sft: Going on from checkpoint-\d+\.", said)) == stops
+        (path,) = Path("runs").glob("sft-*")
+        files: dict[str, Any] = store.verify(path)["files"]
+        assert store.manifest(path)["world_size"] == 2
+        hashes.append(files["model/model.safetensors"]["sha256"])
+        Path("runs").rename(f"runs-{stops}")
+    assert hashes[0] == hashes[1]
+
+
 SBATCH = """#!/bin/sh
 cp "$1" asked.sh
 {then}
