@@ -33,18 +33,18 @@ def check_adapter(stage: Any, *, head: bool = False) -> Problems:
     """
     yield from check_lora(stage.model, stage.lora)
     lora, quantization = carried(stage.model)
-    lora = stage.lora or lora
+    lora = lora if stage.lora is None else stage.lora
     if stage.quantization != "inherit":
         quantization = stage.quantization
         yield from _one_quantization(quantization or {})
     if quantization:
         yield from _quantized_training(stage, quantization)
-    if stage.lora:
+    if stage.lora is not None:
         yield from _inits(stage.lora, quantization or {})
     base = root(stage.model)
     if base is None:
         return
-    if stage.lora and (modules := headers.modules(base)) is not None:
+    if stage.lora is not None and (modules := headers.modules(base)) is not None:
         yield from targets(stage.lora, modules, head=head)
     method = headers.quantized(base)
     if method and quantization:
@@ -53,9 +53,9 @@ def check_adapter(stage: Any, *, head: bool = False) -> Problems:
             f"{base.path} is quantized already ({method}). Leave `quantization:` out, or name the "
             "model it was made from.",
         )
-    if not lora and quantization:
+    if lora is None and quantization:
         yield "quantization", NOT_TRAINABLE
-    elif not lora:
+    elif lora is None:
         yield from check_full(stage.model)
 
 
@@ -122,10 +122,10 @@ def carried(model: Model | None) -> tuple[dict[str, Any] | None, dict[str, Any] 
     if "lora" not in settings:
         return None, None
     lora, quantization = carried(settings.get("model"))
-    lora = settings["lora"] or lora
+    lora = lora if settings["lora"] is None else settings["lora"]
     if settings.get("quantization", "inherit") != "inherit":
         quantization = settings["quantization"]
-    return lora, quantization if lora else None
+    return lora, None if lora is None else quantization
 
 
 def root(model: Model | None) -> Base | None:
@@ -156,8 +156,11 @@ def misfits(base: Base) -> Problems:
     try:
         about = describe(Model(home, spec={"base": base.model_dump(), "quantization": None})).base
         weights = headers.tensors(home)
-    except (StageFailed, ValueError, LookupError, TypeError, AttributeError) as error:
-        yield "path", f"{error}"
+    except StageFailed as failure:
+        yield "path", str(failure)
+        return
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        yield "path", f"The weights in {home} cannot be read: {error}. Copy them again."
         return
     there = headers.modules(about)
     if there is None:

@@ -92,7 +92,7 @@ def load(
     spec = describe(model)
     chosen = spec.quantization if isinstance(quantization, str) else quantization
     at = device or _here()
-    full = train and not (lora or spec.adapter)
+    full = train and lora is None and spec.adapter is None
     options: dict[str, Any] = {"dtype": dtype or precision.dtype(spec.base.dtype, at, full)}
     if spec.base.attn_implementation:
         options["attn_implementation"] = spec.base.attn_implementation
@@ -207,7 +207,7 @@ def save(
         "base": {key: value for key, value in base.items() if value is not None},
         "quantization": chosen if adapted else None,
         "adapter": adapted,
-        "lora": (lora or spec.lora) if adapted else None,
+        "lora": (spec.lora if lora is None else lora) if adapted else None,
     }
     (out.path / "model.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
@@ -243,7 +243,10 @@ def half(
     chosen = spec.quantization if isinstance(quantization, str) else quantization
     if chosen or headers.quantized(spec.base):
         return True
-    return precision.dtype(spec.base.dtype, device(), not (lora or spec.adapter)) == "bfloat16"
+    return (
+        precision.dtype(spec.base.dtype, device(), lora is None and spec.adapter is None)
+        == "bfloat16"
+    )
 
 
 def _pad(model: Model) -> int:

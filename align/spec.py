@@ -109,11 +109,14 @@ def describe(model: Model) -> Spec:
     if Path(base.path).is_dir():
         _check_weights(Path(base.path))
     own = home / ("adapter" if adapter else "model")
+    lora = spec.get("lora")
+    if lora is None and adapter and (adapter / "adapter_config.json").is_file():
+        lora = _shown(adapter_config(adapter))
     return Spec(
         base=base,
         quantization=spec["quantization"],
         adapter=adapter,
-        lora=spec.get("lora"),
+        lora=lora,
         tokenizer=str(own) if made else base.path,
     )
 
@@ -175,9 +178,13 @@ def _adapter(path: Path, asked: Base) -> Spec:
     if Path(named).is_dir():
         _check_weights(Path(named))
     own = (path / "tokenizer_config.json").is_file()
+    return Spec(base, None, path, _shown(config), str(path) if own else named)
+
+
+def _shown(config: dict[str, Any]) -> dict[str, Any]:
+    """An adapter's configuration without this machine's paths."""
     places = ("base_model_name_or_path", "revision")
-    lora = {k: v for k, v in config.items() if v is not None and k not in places}
-    return Spec(base, None, path, lora, str(path) if own else named)
+    return {k: v for k, v in config.items() if v is not None and k not in places}
 
 
 def _check_weights(path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from align import chat, models, precision, recipe, scores, shelf
+from align import adapters, chat, models, precision, recipe, scores, shelf
 from align.artifacts import Model, RewardModel, Samples
 from align.data import Source
 from align.errors import RecipeError, StageFailed
@@ -193,6 +193,19 @@ def test_all_linear_leaves_the_heads_alone(tiny_model: Path) -> None:
         names = {name.split(".lora_A")[0] for name, _ in network.named_parameters()}
         assert not any(name.endswith(("lm_head", "score")) for name in names if "lora" in name)
         assert sum("lora_A" in name for name, _ in network.named_parameters()) == 14
+
+
+def test_an_empty_block_is_an_adapter_too(tiny_model: Path, new: Callable[[str], Out]) -> None:
+    how = {"lora": dict[str, Any](), "quantization": NF4}
+    network, made = adapted(base(tiny_model), new("made"), **how)
+    assert network.peft_config["default"].r == 8, "peft's default"
+    assert models.describe(made).lora == {}
+    assert adapters.carried(made) == ({}, NF4)
+    assert not list(adapters.check_lora(made, {})) and list(adapters.check_lora(made, {"r": 4}))
+    file = made.path / "model.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "lora": None}))
+    assert not list(adapters.check_lora(made, {"r": 8})), "then its own config says what it is"
+    assert [key for key, _ in adapters.check_lora(made, {"r": 4})] == ["lora.r"]
 
 
 def test_tied_weights_are_trained_once_and_stay_tied(
@@ -436,10 +449,12 @@ def test_what_fits_is_not_refused(planned: Callable[..., list[str]]) -> None:
         "r: 64, target_modules: all-linear, modules_to_save: [embed_tokens, lm_head, norm]",
         'target_modules: ".*[.]1[.].*_proj"',
         "target_modules: [self_attn.q_proj, embed_tokens], layers_to_transform: 1",
-        "init_lora_weights: pissa_niter_4, target_modules: [q_proj]",
         "r: 4",
+        "",
     ):
         assert planned(f"lora: {{{lora}}}") == [], lora
+        assert planned(f"lora: {{{lora}}}, quantization: {{load_in_4bit: true}}") == [], lora
+    assert planned("lora: {init_lora_weights: pissa_niter_4, target_modules: [q_proj]}") == []
     assert planned("lora: {target_modules: [q_proj, score]}", "reward_model") == []
 
 
@@ -596,10 +611,15 @@ def test_an_adapter_of_another_model_is_found_by_the_plan(
     assert f"tokenizer in {foreign} has 264 tokens, and the base {tiny_model} 263" in found
 
 
-def test_an_adapter_in_a_bin_file_is_refused(
+def test_an_adapter_that_is_damaged_or_in_a_bin_file_is_refused(
     foreign: Path, planned: Callable[..., list[str]]
 ) -> None:
-    (foreign / "adapter_model.safetensors").rename(foreign / "adapter_model.bin")
+    weights = foreign / "adapter_model.safetensors"
+    for damage in (b"", b"\xff" * 64):
+        weights.write_bytes(damage)
+        (found,) = planned("seed: 1", model=foreign)
+        assert f"The weights in {foreign} cannot be read" in found
+    weights.rename(foreign / "adapter_model.bin")
     (found,) = planned("seed: 1", model=foreign)
     assert "has no adapter_model.safetensors. Weights in .bin files can run code" in found
 
