@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from align.anatomy import Anatomy, anatomy, configured
 from align.artifacts import Model, RewardModel, Samples
 from align.launch import asked
 from align.memory import GIB, Parts
-from align.settings import Task
+from align.settings import Stage
 from align.shapes import Shape, Unknown
 from align.signatures import options
 from align.training import _micro_batch
@@ -87,7 +86,7 @@ def work(what: Any, use: str) -> Any:
     if use == "sample":
         return anatomy(what.model), what.rows
     if use == "score":
-        return [anatomy(reward.model) for reward in _rewards(what)]
+        return [anatomy(judge) for judge in _judges(what)]
     raise Unknown(f"the time of {use} does not hang on tokens")
 
 
@@ -98,10 +97,12 @@ def _memory(what: Any, use: str) -> Parts:
         return _drawing(what.model, what.rows, what.n, what.generation)
     if use == "score":
         new = _longest(what.samples)
-        found = [_scoring(reward.model, new) for reward in _rewards(what)]
-        return max(found, key=_sum, default={})
+        return max((_scoring(judge, new) for judge in _judges(what)), key=_sum, default={})
     if use == "evaluate":
-        found = [_asking(model, task, what.rows) for model in what.models for task in what.tasks]
+        found = [_scoring(judge, PROMPT) for judge in _judges(what)]
+        models = [model for model in what.models if not isinstance(model, RewardModel)]
+        for task in (task for task in what.tasks if task.ask != "score"):
+            found += [_drawing(model, what.rows, 1, task.generation) for model in models]
         return max(found, key=_sum, default={})
     if use == "merge":
         made = anatomy(what.model)
@@ -238,17 +239,18 @@ def _drawing(model: Model, rows: int, n: int, generation: dict[str, Any]) -> Par
     return {**made.parts, **beside}
 
 
-def _rewards(what: Any) -> Iterator[Any]:
-    """The rewards of a stage that are models."""
-    for reward in what.rewards:
-        if isinstance(getattr(reward, "model", None), RewardModel):
-            yield reward
+def _judges(what: Any) -> list[RewardModel]:
+    """The reward models that score something in a stage."""
+    return [one for one in records.consumed(what) if isinstance(one, RewardModel)]
 
 
 def _longest(samples: Samples) -> int:
     """The most tokens of an answer, as far as the stage that drew it says."""
-    generation = getattr(samples.stage, "generation", {})
-    return int(generation.get("max_new_tokens", decoding.OPTIONS["max_new_tokens"]))
+    settings = dict(samples.stage) if isinstance(samples.stage, Stage) else {}
+    if "samples" in settings:  # scored before
+        return _longest(settings["samples"])
+    new = settings.get("generation", {}).get("max_new_tokens")
+    return int(new or decoding.OPTIONS["max_new_tokens"])
 
 
 def _scoring(model: Model, new: int, tokens: int = 16384) -> Parts:
@@ -259,11 +261,3 @@ def _scoring(model: Model, new: int, tokens: int = 16384) -> Parts:
     length = PROMPT + new
     mask = tokens * length * (1 + made.width)
     return {**made.parts, "activations": tokens * memory.passing(made.shape, made.width) + mask}
-
-
-def _asking(model: Model, task: Task, rows: int) -> Parts:
-    if isinstance(model, RewardModel):
-        return _scoring(model, PROMPT) if task.ask == "score" else {}
-    if task.ask == "score":
-        return {}
-    return _drawing(model, rows, 1, task.generation)
