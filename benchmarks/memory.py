@@ -36,10 +36,10 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 CASES = [
     {"shape": shape, "kind": kind, "way": way, "rows": 1, "length": 2048, "checkpointing": kept}
-    for shape, ways in (("1B", ("LoRA", "QLoRA")), ("8B", WAYS))
+    for shape, ways, both in (("1B", ("LoRA",), (True, False)), ("8B", WAYS, (True,)))
     for way in ways
     for kind in ("sft", "reward_model", "dpo")
-    for kept in (True, False)
+    for kept in both
 ]
 """`rows` on the device: conversations, or pairs of answers."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from align import costs, effort, recipe, store
+from align import costs, effort, recipe, shapes, store
 from align.cli import main
 from align.memory import GIB
 
@@ -83,6 +83,27 @@ def test_the_smallest_change_comes_first(world: Path, capsys: pytest.CaptureFixt
     out = plan(capsys, "--memory", f"{peak / GIB - 0.1:.2f}GiB")
     (change,) = re.findall(r"  dpo: does not fit: .*\n    .* with (.*)\n", out)
     assert change == f"--set {enough}4"
+
+
+def test_the_example_of_the_documentation_is_what_is_printed(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[1] / "docs/estimate.md").read_text()
+    out = plan(capsys, "--memory", "24GiB").splitlines()
+    (example,) = re.findall(r"```\n(.*?)```", page, re.DOTALL)
+    assert "fits" in example and set(example.splitlines()) <= set(out)
+
+
+def test_a_stage_holds_the_largest_of_what_it_loads_one_after_the_other(world: Path) -> None:
+    ask = "{use: eval/answers.py, data: pairs.jsonl, reward: {use: reward/model.py, model: reward}}"
+    (world / "q.yaml").write_text(
+        RECIPE + "  quiz: {use: evaluate, models: [dpo], rows: 1, tasks: [" + ask + "]}\n"
+    )
+    found = costs.Costs(recipe.read("q.yaml")).estimates
+    eight = shapes.shape(shapes.table()["meta-llama/Llama-3.1-8B"])
+    for name in ("score", "quiz"):  # reward models score in float32
+        held = found[name].memory
+        assert held is not None and held["weights"] == 4 * eight.parameters(head=True)
 
 
 def test_what_nothing_makes_fit_is_said(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
