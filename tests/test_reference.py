@@ -23,6 +23,7 @@ from align.stages.dpo import Dpo
 
 Make = Callable[..., Model]
 QUICK = {"learning_rate": 1e-2, "max_steps": 3}
+ONE = {"max_steps": 1}
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 
 
@@ -168,8 +169,8 @@ def test_an_adapter_of_any_kind_has_no_reward_as_it_comes_in(base: Model, run: M
         "pissa": {"init_lora_weights": "pissa"},
     }
     for name, options in kinds.items():
-        first = run(name, lora=LORA | options, trainer={"max_steps": 2})
-        for made in (first, run(f"{name} again", model=first, trainer={"max_steps": 1})):
+        first = run(name, lora=LORA | options, trainer=ONE)
+        for made in (first, run(f"{name} again", model=first, trainer=ONE)):
             assert steps(made)[0]["loss"] == pytest.approx(math.log(2), abs=1e-5), made
             assert abs(steps(made)[0]["rewards/chosen"]) < 1e-5
 
@@ -192,21 +193,21 @@ def test_there_are_never_two_models_in_memory(
         loaded.append(weakref.ref(network))
         return network
 
-    further = run("further", model=tuned)
-    other = run("other", trainer={"max_steps": 1})
-    saved = run(
-        "saved", lora=LORA | {"modules_to_save": ["embed_tokens"]}, trainer={"max_steps": 1}
-    )
+    further = run("further", model=tuned, trainer=ONE)
+    other = run("other", trainer=ONE)
+    quantized = run("quantized", lora=LORA, quantization={"load_in_4bit": True}, trainer=ONE)
+    saved = run("saved", lora=LORA | {"modules_to_save": ["embed_tokens"]}, trainer=ONE)
     monkeypatch.setattr(models, "load", watched)
     for name, policy, named, n in (
         ("base", tuned, base, 1),
         ("adapter", further, tuned, 1),
+        ("4 bits", quantized, base, 1),
         ("full", other, None, 1),
         ("full on base", other, base, 2),
         ("apart", tuned, other, 2),
         ("saved", tuned, saved, 2),
     ):
-        made = run(name, model=policy, reference=named, trainer={"save_steps": 3})
+        made = run(name, model=policy, reference=named, trainer={**ONE, "save_steps": 1})
         assert len(loaded) == n, name
         loaded.clear()
         written = {path.name for path in made.path.rglob("*")}
@@ -251,16 +252,16 @@ def test_a_sweep_computes_the_reference_once(
     assert computed == [6] and facts(first)["reference_computed"] == 6
     kept = shards(tmp_path)
     sweep: list[dict[str, Any]] = [
-        {"trainer": {"beta": 0.5, "loss_type": ["ipo"], "learning_rate": 1e-3}},
+        {"trainer": {**ONE, "beta": 0.5, "loss_type": ["ipo"], "learning_rate": 1e-3}},
         {"seed": 5, "batch_size": 2},
-        {"model": tuned, "reference": tuned, "lora": LORA},
+        {"reference": tuned, "lora": LORA, "trainer": ONE},
     ]
     for i, settings in enumerate(sweep):
         made = run(f"next {i}", **{"model": tuned, **settings})
         assert facts(made)["reference_computed"] == 0 and facts(made)["reference_cached"] == 6
     assert computed == [6], "no forward of the reference"
     assert shards(tmp_path) == kept
-    other = run("other", model=run("further", model=tuned), reference=tuned)
+    other = run("other", model=run("further", model=tuned), reference=tuned, trainer=ONE)
     assert facts(other)["reference_cached"] == 6, "the same reference of another policy"
     assert computed == [6, 6], "of which the first batch is computed again, to be checked"
 
@@ -272,10 +273,10 @@ def test_what_the_numbers_depend_on_makes_others(
     rows[0]["chosen"] += "!"
     run("first")
     for name, settings in {
-        "mask": {"mask_format": True},
-        "ld_alpha": {"trainer": {"ld_alpha": 0.5}},
-        "autocast": {"trainer": {"bf16": True}},
-        "reference": {"model": tuned},
+        "mask": {"mask_format": True, "trainer": ONE},
+        "ld_alpha": {"trainer": {**ONE, "ld_alpha": 0.5}},
+        "autocast": {"trainer": {**ONE, "bf16": True}},
+        "reference": {"model": tuned, "trainer": ONE},
         "data": {"data": [Source(path=str(write_rows("other.jsonl", rows)))]},
         "quantization": {"lora": LORA, "quantization": {"load_in_4bit": True}},
     }.items():

@@ -32,8 +32,9 @@ class Dpo(Stage):
 
     The adapter that comes with the model goes on, or `lora:` begins one, or all weights are
     trained. The reference is the model as it comes in: rewards must be zero before the first
-    update, or the stage stops. Its log-probabilities are computed once for all stages that have
-    the same reference and pairs, and no second model is in memory. Llama 3 has `mask_format: true` and
+    update, or the stage stops. Its log-probabilities are computed once for all stages with the
+    same reference and pairs, and there is never a second model in memory. Llama 3 has
+    `mask_format: true` and
     `trainer: {beta: 0.1, loss_type: [sigmoid, sft], loss_weights: [1.0, 0.2]}`.
     """
 

@@ -247,11 +247,13 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
 TWO = """
 import json, os, sys
 from pathlib import Path
+from align import logprobs
 from align.artifacts import Model
 from align.data import Source
 from align.out import Out
 from align.stages.dpo import Dpo
 
+logprobs.TOKENS = 1  # a pair is a batch, so that both processes have some
 base, rows, path, settings = sys.argv[1:]
 model = Model(Path(base), spec={"base": {"path": base}, "quantization": None})
 out = Out(Path(path), Path(path).parent / "cache", main=os.environ["RANK"] == "0")
@@ -288,6 +290,8 @@ def test_two_processes_learn_what_one_does(
     for ours, theirs in zip(steps(one), steps(two), strict=True):
         for name in ("loss", "nll", "rewards/margins", "rewards/accuracies"):
             assert ours[name] == pytest.approx(theirs[name], abs=2e-5), name
+    facts = json.loads((two.path / "metrics.json").read_text())
+    assert (facts["reference_computed"], facts["reference_cached"]) == (6, 0)
     weights = adapter(one), adapter(two)
     for name, weight in weights[0].items():
         assert (weight - weights[1][name]).abs().max() < 1e-4, name
