@@ -48,7 +48,7 @@ class Kto(Stage):
             processing_class=tokenizer,
         )
         metrics = training.fit(trainer, self, out)
-        models.save(network, tokenizer, self.model, out, lora=self.lora)
+        models.save(network, tokenizer, self.model, out, lora=self.lora, state=trainer.whole)
         training.finish(out, metrics)
         return Model(out.path)
 
