@@ -243,10 +243,8 @@ def half(
     chosen = spec.quantization if isinstance(quantization, str) else quantization
     if chosen or headers.quantized(spec.base):
         return True
-    return (
-        precision.dtype(spec.base.dtype, device(), lora is None and spec.adapter is None)
-        == "bfloat16"
-    )
+    full = lora is None and spec.adapter is None
+    return precision.dtype(spec.base.dtype, device(), full) == "bfloat16"
 
 
 def _pad(model: Model) -> int:
