@@ -78,7 +78,8 @@ class Costs:
 
         change = fit.smallest(self.plan, self.plan.stages[name], memory)
         if change is None:
-            return [*lines, "    nothing that is tried makes it fit: take a smaller model"]
+            hint = "take a smaller model, or one on 4-bit weights"
+            return [*lines, f"    nothing that is tried makes it fit: {hint}"]
         words = shlex.join(word for one in change[0] for word in ("--set", one))
         return [*lines, f"    {human(change[1])} with {words}"]
 

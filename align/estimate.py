@@ -92,14 +92,19 @@ def work(what: Any, use: str) -> Any:
 
 def _memory(what: Any, use: str) -> Parts:
     if use in CONFIGS:
-        return steps.peak(step(what, use))
+        found = [steps.peak(step(what, use))]
+        if use == "reward_model" and (what.holdout or what.eval_data):  # measured as it was written
+            made = _trained(what, use)
+            found.append(_scoring(made, _length(what, use, made.shape)))
+        return max(found, key=_sum)
     if use == "sample":
         return _drawing(what.model, what.rows, what.n, what.generation)
     if use == "score":
-        new = _longest(what.samples)
-        return max((_scoring(judge, new) for judge in _judges(what)), key=_sum, default={})
+        length = PROMPT + _longest(what.samples)
+        found = [_scoring(anatomy(judge), length) for judge in _judges(what)]
+        return max(found, key=_sum, default={})
     if use == "evaluate":
-        found = [_scoring(judge, PROMPT) for judge in _judges(what)]
+        found = [_scoring(anatomy(judge), 2 * PROMPT) for judge in _judges(what)]
         models = [model for model in what.models if not isinstance(model, RewardModel)]
         for task in (task for task in what.tasks if task.ask != "score"):
             found += [_drawing(model, what.rows, 1, task.generation) for model in models]
@@ -253,11 +258,9 @@ def _longest(samples: Samples) -> int:
     return int(new or decoding.OPTIONS["max_new_tokens"])
 
 
-def _scoring(model: Model, new: int, tokens: int = 16384) -> Parts:
+def _scoring(made: Anatomy, length: int, tokens: int = 16384) -> Parts:
     """A reward model scores batches of so many tokens, in float32 unless it is quantized."""
-    made = anatomy(model)
     if not made.quantization:
         made = replace(made, width=4)
-    length = PROMPT + new
     mask = tokens * length * (1 + made.width)
     return {**made.parts, "activations": tokens * memory.passing(made.shape, made.width) + mask}
