@@ -143,11 +143,11 @@ class Task:
         """Start this machine's processes and wait for them; their exit code."""
         place: dict[str, Any] = {}
         if launch.machines(self.settings) > 1:
-            local = job.cluster == "local"
+            port = launch.asked(self.settings).get("main_process_port")
             place = {
                 "machine_rank": job.global_rank,
-                "main_process_ip": "127.0.0.1" if local else job.hostnames[0],
-                "main_process_port": 10_000 + int(job.job_id) % 10_000,
+                "main_process_ip": "127.0.0.1" if job.cluster == "local" else job.hostnames[0],
+                "main_process_port": port or 10_000 + int(job.job_id) % 10_000,
             }
         command = launch.command(self.work, self.settings, **place)
         ours = os.getpid()

@@ -56,9 +56,6 @@ OWNED = {
 
 _EXECUTOR = "submitit.slurm.slurm:SlurmExecutor"
 
-PLACE = ("machine_rank", "main_process_ip", "main_process_port")
-"""Options of `accelerate launch` that a job knows by itself."""
-
 
 def problems(launch: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What is wrong with a `launch:` that has a `slurm:`, as (key, message)."""
@@ -73,9 +70,6 @@ def problems(launch: dict[str, Any]) -> Iterator[tuple[str, str]]:
             "pip install 'align-recipes[slurm]'.",
         )
         return
-    for name in PLACE:
-        if name in launch:
-            yield f"launch.{name}", "The job knows it: leave it out beside `slurm:`."
     yield from _keys(block)
     if "timeout_min" not in block and "slurm_time" not in block:
         yield (

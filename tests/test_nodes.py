@@ -347,6 +347,16 @@ def test_without_sbatch_a_job_is_refused_before_any_work(monkeypatch: pytest.Mon
     assert not Path("runs").exists()
 
 
+def test_the_recipes_of_the_page_about_machines_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    page = Path(__file__).parents[1] / "docs" / "machines.md"
+    found = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(found) == 2
+    for text in found:
+        Path("mine.yaml").write_text(text)
+        assert launch.machines(recipe.read("mine.yaml").stages["sft"].record["settings"]) == 2
+
+
 # -- jobs ----------------------------------------------------------------------------------------
 
 

@@ -293,6 +293,26 @@ assert torch.initial_seed() == 3
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.parametrize(("machine", "log"), [("0", "log"), ("1", "log of machine 1")])
+def test_a_crash_of_a_rank_says_on_which_machine(tmp_path: Path, machine: str, log: str) -> None:
+    program = """
+import sys
+from pathlib import Path
+from align import worker
+worker.rank = lambda work: 1 / 0
+sys.exit(worker.guarded(worker.rank, Path(sys.argv[1])))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        env={**os.environ, "GROUP_RANK": machine},
+    )
+    assert done.returncode == 1 and b"Traceback" in done.stderr
+    assert json.loads((tmp_path / "error.json").read_text())["error"] == (
+        f"ZeroDivisionError: division by zero (its traceback is in the {log})"
+    )
+
+
 # -- forked --------------------------------------------------------------------------------------
 
 
