@@ -6,7 +6,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from align import effort, estimate, space, store
+from align import effort, estimate, fit, space, store
 from align.memory import GIB
 from align.space import human
 
@@ -74,8 +74,6 @@ class Costs:
             return [f"  {name}: fits, with {human(memory - found.peak)} to spare"]
         parts = ", ".join(f"{part} {bytes_ / GIB:.2f}" for part, bytes_ in found.memory.items())
         lines = [f"  {name}: does not fit: {human(found.peak)} are {parts}"]
-        from align import fit
-
         change = fit.smallest(self.plan, self.plan.stages[name], memory)
         if change is None:
             hint = "take a smaller model, or one on 4-bit weights"
