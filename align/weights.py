@@ -101,7 +101,8 @@ class Files(Mapping[str, torch.Tensor]):
                 "model with `save_pretrained` once and use that."
             )
         files = [whole] if whole else get_checkpoint_shard_files(path, index, revision=revision)[0]
-        opened: list[Any] = [safe_open(file, framework="pt") for file in files]
+        # not mapped: pages of a mapping that were read stay in memory until it ends
+        opened: list[Any] = [safe_open(file, framework="pt", backend="pread") for file in files]
         self._files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> torch.Tensor:
