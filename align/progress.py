@@ -82,13 +82,16 @@ class Screen:
         """
         assert self._log is not None
         for path in (self._log, Path(str(self._log).replace(".partial/", "/"))):
-            if path.exists():
-                with path.open("rb") as log:
-                    log.seek(self._read)
-                    whole, newline, _ = log.read().rpartition(b"\n")
-                self._read += len(whole) + len(newline)
-                lines = whole.decode("utf-8", errors="replace").splitlines()
-                return [line.removeprefix(SAID) for line in lines if line.startswith(SAID)]
+            try:
+                log = path.open("rb")
+            except FileNotFoundError:  # it may be renamed at any moment
+                continue
+            with log:
+                log.seek(self._read)
+                whole, newline, _ = log.read().rpartition(b"\n")
+            self._read += len(whole) + len(newline)
+            lines = whole.decode("utf-8", errors="replace").splitlines()
+            return [line.removeprefix(SAID) for line in lines if line.startswith(SAID)]
         return []
 
 

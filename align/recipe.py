@@ -78,7 +78,7 @@ def read(
         RecipeError: something is wrong; it holds every problem that was found.
     """
     path = shelf.recipe(recipe)
-    name = path.stem if path.name != "recipe.yaml" else path.resolve().parent.name
+    name = _name(path)
     problems: list[Problem] = []
     root = _tree(path, overrides, problems)
     root, unset = yaml.interpolate(root, problems)
@@ -131,6 +131,14 @@ def makes_model(stage: Stage) -> bool:
     """Whether what a stage makes is a model."""
     made = makes(type(stage), records.consumed(stage))
     return made is not None and issubclass(made, Model)
+
+
+def _name(path: Path) -> str:
+    """What a recipe is called in the store: files beside a `recipe.yaml` begin with its folder."""
+    folder = path.resolve().parent
+    if path.name == "recipe.yaml":
+        return folder.name
+    return f"{folder.name}-{path.stem}" if (folder / "recipe.yaml").is_file() else path.stem
 
 
 # -- the file ------------------------------------------------------------------------------------

@@ -18,15 +18,17 @@ class Perplexity(Task):
     ask: ClassVar[Literal["likelihood"]] = "likelihood"
 
     data: Conversations | Source
-    """Held-out conversations that end with an answer. A column `subset` is reported, too."""
+    """Held-out conversations. What follows their last answer is not read. A column `subset` is
+    reported, too."""
 
     def items(self) -> Iterator[dict[str, Any]]:
         """One item per conversation."""
         for row in read(self.data, Conversations, None):
-            *prompt, answer = row["messages"]
-            if answer["role"] != "assistant" or not prompt:
-                raise StageFailed(
-                    f"Row {row['id']} does not end with an answer to something. Leave it out."
-                )
+            messages = row["messages"]
+            while messages[-1]["role"] != "assistant":
+                messages = messages[:-1]
+            *prompt, answer = messages
+            if not prompt:
+                raise StageFailed(f"Row {row['id']} has no question to its answer. Leave it out.")
             others = {k: v for k, v in row.items() if k != "messages"}
             yield {**others, "prompt": prompt, "completion": [answer]}

@@ -78,7 +78,11 @@ class Reject(Stage):
                         "id": f"{row['id']}/{answer['index']}",
                         "prompt_id": row["id"],
                         "messages": [*row["prompt"], message(answer)],
-                        **{k: v for k, v in row["columns"].items() if k != "messages"},
+                        **{
+                            name: value
+                            for name, value in row["columns"].items()
+                            if name not in ("messages", "prompt_id")
+                        },
                         "score": answer["score"],
                     }
 
