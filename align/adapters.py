@@ -22,6 +22,19 @@ OTHER_ADAPTER = (
     "the adapter, or merge it first: a stage with `use: merge`."
 )
 
+ADDS_UP = frozenset(
+    {
+        *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout"),
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        *("init_lora_weights", "inference_mode", "base_model_name_or_path", "revision"),
+        *("lora_bias", "peft_version"),
+    }
+)
+"""Keys of `LoraConfig` that adapters may differ in while what they add to a layer is B A x + b.
+Any other key that is not at its default may mean more: the average of such is not an adapter."""
+
+WHOLE = "modules_to_save"
+
 NEED_DATA = ("eva", "corda", "lora_ga", "loftq")
 """`init_lora_weights` of PEFT 0.21 that want data or quantization of their own before training."""
 
@@ -119,6 +132,8 @@ def carried(model: Model | None) -> tuple[dict[str, Any] | None, dict[str, Any] 
         spec = describe(model)
         return spec.lora, spec.quantization
     settings = dict(model.stage)
+    if "models" in settings:
+        return _averaged([carried(each) for each in settings["models"]], settings.get("weights"))
     if "lora" not in settings:
         return None, None
     lora, quantization = carried(settings.get("model"))
@@ -126,6 +141,22 @@ def carried(model: Model | None) -> tuple[dict[str, Any] | None, dict[str, Any] 
     if settings.get("quantization", "inherit") != "inherit":
         quantization = settings["quantization"]
     return lora, None if lora is None else quantization
+
+
+def _averaged(
+    parts: list[tuple[dict[str, Any] | None, dict[str, Any] | None]], weights: list[float] | None
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """What the average of such models carries: one adapter where `weights.joinable` will say so."""
+    shares = weights or [1.0] * len(parts)
+    used = [part for part, share in zip(parts, shares, strict=False) if share]
+    blocks = [lora for lora, _ in used if lora is not None and lora.keys() - ADDS_UP <= {WHOLE}]
+    kept = [(bits, lora.get(WHOLE)) for (_, bits), lora in zip(used, blocks, strict=False)]
+    if not used or len(blocks) < len(used) or any(each != kept[0] for each in kept):
+        return None, None
+    rank = sum(
+        max([block.get("r", 8), *block.get("rank_pattern", {}).values()]) for block in blocks
+    )
+    return {**blocks[0], "r": rank, "lora_alpha": rank}, used[0][1]
 
 
 def root(model: Model | None) -> Base | None:

@@ -16,24 +16,13 @@ from typing import Any
 import torch
 
 from align import models
-from align.adapters import unfoldable
+from align.adapters import ADDS_UP, unfoldable
 from align.artifacts import Model, RewardModel, read_json
 from align.errors import StageFailed
 
 Tensors = Mapping[str, torch.Tensor]
 
 ADAPTER = "adapter_model.safetensors"
-
-OF_ITS_OWN = frozenset(
-    {
-        *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout"),
-        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-        *("init_lora_weights", "inference_mode", "base_model_name_or_path", "revision"),
-        *("lora_bias", "peft_version"),
-    }
-)
-"""Keys of `LoraConfig` that adapters may differ in while what they add to a layer is B A x + b.
-Any other key that is not at its default may mean more: such adapters are folded."""
 
 
 def folded(model: Model) -> Any:
@@ -189,14 +178,14 @@ def joinable(made: Sequence[Model]) -> bool:
     from safetensors import safe_open
 
     specs = [models.describe(model) for model in made]
-    plain = {key: value for key, value in LoraConfig().to_dict().items() if key not in OF_ITS_OWN}
+    plain = {key: value for key, value in LoraConfig().to_dict().items() if key not in ADDS_UP}
     same = []
     for spec in specs:
         if spec.adapter is None:
             return False
         config = read_json(spec.adapter / "adapter_config.json")
         saved = {key: config.get(key) for key in ("task_type", "modules_to_save")}
-        others = {key: value for key, value in config.items() if key not in OF_ITS_OWN | set(saved)}
+        others = {key: value for key, value in config.items() if key not in ADDS_UP | set(saved)}
         with safe_open(spec.adapter / ADAPTER, framework="pt") as file:
             whole = {name for name in file.keys() if not _is_factor(name)}  # noqa: SIM118
         modules = saved["modules_to_save"] or ()

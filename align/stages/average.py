@@ -39,7 +39,7 @@ class Average(Stage):
         ):
             yield "weights", "They must not be negative, and not all zero."
         problems = [unfoldable(model) for model in self.models]
-        if any(problems) and not all(carried(model)[0] for model in self.models):
+        if any(problems) and any(carried(model)[0] is None for model in self.models):
             yield "models", next(filter(None, problems))
 
     def run(self, out: Out) -> Model | RewardModel:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from align import models
+from align import models, recipe
 from align.artifacts import Model, RewardModel
-from align.errors import StageFailed
+from align.errors import RecipeError, StageFailed
 from align.out import Out
 from align.stages.average import Average
 from align.weights import folded
@@ -311,6 +311,51 @@ def test_an_average_of_adapters_goes_on_as_one_adapter(tiny_model: Path, tmp_pat
     assert trained and all(8 in shape for shape in trained.values())
     with pytest.raises(StageFailed, match="carries an adapter already.*'r': 8"):
         models.load(both, train=True, lora=ALL)
+
+
+@pytest.mark.parametrize(
+    ("two", "bits", "problem"),
+    [
+        (ALL, NF4, "stages.dpo.lora: The model carries an adapter already ({'r': 8, "),
+        (ALL | {"use_dora": True}, NF4, None),
+        (ALL | HEAD, NF4, None),
+        (ALL, None, None),
+    ],
+    ids=["plain", "dora", "modules-to-save", "quantization"],
+)
+def test_the_plan_knows_which_adapter_an_average_carries(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    two: dict[str, Any],
+    bits: dict[str, Any] | None,
+    problem: str | None,
+) -> None:
+    """Averages that are folded into full weights can take any adapter."""
+    monkeypatch.chdir(tmp_path)
+    row = {"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c"}
+    (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
+    stages = {
+        "one": {"use": "sft", "model": "base", "data": "d.jsonl", "lora": ALL, "quantization": NF4},
+        "two": {
+            "use": "sft",
+            "model": "base",
+            "data": "d.jsonl",
+            "lora": two,
+            "quantization": bits,
+        },
+        "average": {"models": ["one", "two"]},
+        "dpo": {"model": "average", "data": "d.jsonl", "lora": ALL},
+        "on": {"use": "dpo", "model": "average", "data": "d.jsonl"},
+    }
+    (tmp_path / "r.yaml").write_text(json.dumps({"base": str(tiny_model), "stages": stages}))
+    found = []
+    try:
+        recipe.read("r.yaml")
+    except RecipeError as error:
+        found = [str(each) for each in error.problems]
+    assert len(found) == (problem is not None)
+    assert problem is None or problem in found[0]
 
 
 # -- what is refused -----------------------------------------------------------------------------
