@@ -24,7 +24,7 @@ from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from align import estimate, shapes, steps
+from align import estimate, launch, shapes, steps
 
 SHAPES = {"1B": "meta-llama/Llama-3.2-1B", "8B": "meta-llama/Llama-3.1-8B"}
 LORA = {"r": 16, "target_modules": "all-linear"}
@@ -200,6 +200,12 @@ def count(case: dict[str, Any]) -> tuple[float, float]:
 
 def measure(case: dict[str, Any]) -> tuple[float, float]:
     """(measured, estimated) bytes of a whole stage on random weights, the reserve left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run(case, Path(folder))
+
+
+def run(case: dict[str, Any], folder: Path) -> tuple[float, float]:
+    """The stage of a case on a new model, with all its files in a folder."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -209,7 +215,6 @@ def measure(case: dict[str, Any]) -> tuple[float, float]:
     from align.out import Out
     from align.settings import Stage
 
-    folder = Path(tempfile.mkdtemp())
     config = AutoConfig.for_model(**shapes.table()[SHAPES[case["shape"]]])
     network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     network.save_pretrained(folder / "base")
@@ -223,7 +228,10 @@ def measure(case: dict[str, Any]) -> tuple[float, float]:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
-    tokenizer.chat_template = "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<s>{% endif %}"
+    )
     tokenizer.save_pretrained(folder / "base")
     asked = [{"role": "user", "content": "q" * 100}]
     texts = ["a" * (case["length"] - 104), "b" * (case["length"] - 105)]
@@ -263,6 +271,8 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="measure on the GPU of this machine")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.gpu and not launch.devices():
+        sys.exit("There is no GPU here. Leave --gpu out to count instead of measuring.")
     if asked.case is not None:
         print(json.dumps((measure if asked.gpu else count)(asked.case)), flush=True)
         os._exit(0)  # finalizers of tensors without memory may crash at the end
