@@ -116,12 +116,9 @@ class Task:
         _await(self.work / slurm.RUNS)
         code = self._run(job)
         if code and not self._asked():
-            who, fact = (
-                f"machine {job.global_rank} ({job.hostname})",
-                f"ended with exit code {code}",
-            )
-            blame(self.work, who, fact, str(job.paths.stderr))
-            raise RuntimeError(f"The processes of {who} {fact}.")
+            who = f"machine {job.global_rank} ({job.hostname})"
+            blame(self.work, who, f"ended with exit code {code}", str(job.paths.stderr))
+            raise RuntimeError(f"exit code {code}")
 
     def _wanted(self, job_id: str) -> bool:
         """Whether the stage's directory names this job: nobody waits for another one."""
