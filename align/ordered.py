@@ -119,11 +119,14 @@ class Ordered(Trainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._check_room()
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            # transformers 5.23 forgets the best one if its directory is not there before the parts
+            checkpoint.mkdir(parents=True, exist_ok=True)
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir)
-            checkpoint = folder / f"checkpoint-{self.state.global_step}"
             sharding.note(self, checkpoint)
             checkpoints.seal(checkpoint)
             checkpoints.prune(folder)

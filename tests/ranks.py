@@ -28,7 +28,9 @@ TRAINER = {"max_steps": 4, "learning_rate": 1e-2, "per_device_train_batch_size":
 
 
 def stage(kind: str, model: str, data: str, settings: dict[str, Any]) -> Stage:
-    """A stage of four steps of eight rows on the base in `model`."""
+    """A stage of four steps of eight rows on the base in `model`; `eval_data: true` is its data."""
+    if settings.get("eval_data"):
+        settings = {**settings, "eval_data": [Source(path=data)]}
     base = Model(Path(model), spec={"base": {"path": model}, "quantization": None})
     trainer = {**TRAINER, **settings.get("trainer", {})}
     values = {"model": base, "data": [Source(path=data)], "batch_size": 8, "seed": 7}

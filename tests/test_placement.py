@@ -69,9 +69,9 @@ def train(tmp_path: Path, tiny_model: Path, rows: dict[str, str]) -> Train:
     return run
 
 
-def losses(made: Path) -> list[float]:
+def losses(made: Path, name: str = "loss") -> list[float]:
     lines = (made / "metrics.jsonl").read_text().splitlines()
-    return [found["loss"] for found in map(json.loads, lines) if "loss" in found]
+    return [found[name] for found in map(json.loads, lines) if name in found]
 
 
 def weights(made: Path) -> dict[str, Any]:
@@ -112,15 +112,20 @@ SHARDED = ["fsdp2", *(pytest.param(name, marks=DEEPSPEED) for name in ("zero2", 
 @pytest.mark.parametrize("profile", SHARDED)
 def test_a_model_in_parts_learns_and_is_saved_as_a_whole_one(train: Train, profile: str) -> None:
     saving = {**LORA, "trainer": {"save_steps": 2}}
+    wild = {"learning_rate": 0.3, "lr_scheduler_type": "constant", "eval_steps": 1}
     stages: Asked = {
         "lora": {"kind": "sft", "settings": saving},
         "full": {"kind": "reward_model", "settings": {"gate": None}},
         "dpo": {"kind": "dpo", "settings": LORA},
     }
     again: Asked = {"again": {"kind": "sft", "settings": saving, "again": "lora"}}
-    one, two = train(stages, None), train({**stages, **again}, profile)
+    best: Asked = {"best": {"kind": "sft", "settings": {"eval_data": True, "trainer": wild}}}
+    one, two = train({**stages, **best}, None), train({**stages, **again, **best}, profile)
     for name in stages:
         check_equal(one / name, two / name, 2e-5, 1e-4)
+    measured = losses(two / "best", "eval_loss")
+    assert measured.index(min(measured)) == 2, "the best is not the last"
+    check_equal(one / "best", two / "best", 5e-3, 5e-3)  # at this learning rate the last bits grow
     held_out = [json.loads((made / "full/metrics.json").read_text()) for made in (one, two)]
     assert held_out[0]["accuracy"] == held_out[1]["accuracy"]
     kept = [path.name for path in checkpoints.found(two / "again/checkpoints")]
