@@ -165,7 +165,7 @@ def moments(step: Step) -> Iterator[Parts]:
     before = gradients if step.accumulates else 0.0
     mask = step.sequences * step.length**2 if step.masked else 0  # a byte each, once
     at_end = kept(step) - _copied(step) + step.copies + mask
-    passing = n * transient(step)
+    passing = n * transient(step) + unpacked(step)
     forward, backward = logits(step)
 
     yield {"activations": at_end, "logits": forward, "gradients": before}
@@ -248,6 +248,13 @@ def transient(step: Step) -> float:
     return (2 * step.wide + cast) * step.shape.intermediate_size + (
         step.stream * step.shape.hidden_size
     )
+
+
+def unpacked(step: Step) -> float:
+    """The largest quantized matrix in full, once at a time: bitsandbytes' backward makes it."""
+    if not step.quantization:
+        return 0.0
+    return float(step.wide * max(linear.weights for linear in step.shape.layer()))
 
 
 def logits(step: Step) -> tuple[float, float]:

@@ -192,7 +192,9 @@ def count(case: dict[str, Any]) -> tuple[float, float]:
             else:
                 loss = model(input_ids=ids, labels=ids, fused_lm_head=True).loss
         loss.backward()
-    return living.most - before, max(sum(parts.values()) for parts in steps.moments(step))
+    estimated = max(sum(parts.values()) for parts in steps.moments(step))
+    # quantized weights are bfloat16 here, which bitsandbytes' kernels are not there to unpack
+    return living.most - before, estimated - steps.unpacked(step)
 
 
 # -- on a GPU ------------------------------------------------------------------------------------
