@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from align import launch, shelf
-from align.adapters import carried
+from align.adapters import carried, root
 
 BITSANDBYTES = re.compile(r"(?!adamw_torch).*(bnb|bit|paged|lion|ademamix)")
 """transformers' names of bitsandbytes' optimizers, which have no rule for weights in parts."""
@@ -86,12 +86,19 @@ def _fsdp(stage: Any, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
             "FSDP2 with a 4-bit base trains by `sft` only: for pairs it is not supported anywhere "
             f"(accelerate#3874, axolotl's support matrix). {WHOLE}",
         )
-    elif bits and bits.get("bnb_4bit_quant_storage", "uint8") != "bfloat16":
+    elif bits and (stored := _storage(stage, bits)) != "bfloat16":
         yield (
             "use_fsdp",
-            "FSDP2 divides a 4-bit base only where it is stored as the type it is trained in: set "
-            "`bnb_4bit_quant_storage: bfloat16` in `quantization:`. Its values stay the same.",
+            "FSDP2 casts what it divides to bfloat16, and 4-bit weights stored as "
+            f"{stored} would become others. Leave bnb_4bit_quant_storage and base.dtype out.",
         )
+
+
+def _storage(stage: Any, bits: dict[str, Any]) -> str:
+    """As what type 4-bit weights lie in memory under FSDP: see `precision.bits`."""
+    base = root(stage.model)
+    dtype = base.dtype if base and base.dtype != "auto" else "bfloat16"
+    return str(bits.get("bnb_4bit_quant_storage", dtype))
 
 
 def _deepspeed(stage: Any, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -162,9 +162,9 @@ REFUSED: list[tuple[str, dict[str, Any], str, list[str]]] = [
     ("reward_model", {**LORA, "quantization": NF4, "launch": "fsdp2"}, "launch", NO_4_BIT),
     (
         "sft",
-        {**LORA, "quantization": NF4, "launch": "fsdp2"},
+        {**LORA, "quantization": {**NF4, "bnb_4bit_quant_storage": "uint8"}, "launch": "fsdp2"},
         "launch",
-        ["bnb_4bit_quant_storage: bfloat16"],
+        ["4-bit weights stored as uint8 would become others"],
     ),
     (
         "sft",
@@ -245,7 +245,7 @@ def test_what_does_not_work_is_refused_with_what_does(
 @pytest.mark.parametrize(
     "settings",
     [
-        {**LORA, "quantization": {**NF4, "bnb_4bit_quant_storage": "bfloat16"}, "launch": "fsdp2"},
+        {**LORA, "quantization": NF4, "launch": "fsdp2"},
         {**LORA, "quantization": NF4, "launch": "ddp"},
         {**LORA, "launch": "fsdp2", "trainer": {"optim": "adamw_torch_fused"}},
     ],
