@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import align
-from align import costs, shelf, store
+from align import shelf, store
 from align.errors import Problem, RecipeError, StageFailed
+from align.estimate import costs
 from align.options import nearest
 from align.recipe import Plan, read
 

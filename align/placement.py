@@ -1,7 +1,8 @@
 """How a training stage may be placed: what `launch:` cannot be put together with, and why.
 
 `launch.py` knows `accelerate launch`; here is what its options mean for a stage that trains. What
-is refused was seen to fail, or to do something else than it says, with the installed libraries.
+is refused was seen to fail with the installed libraries, or is said by their authors or by others
+who tried (docs/placement.md says which).
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import store
-from align.anatomy import anatomy
 from align.artifacts import Artifact, Model, read_json
 from align.errors import StageFailed
+from align.estimate.anatomy import anatomy
 from align.shapes import Unknown
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from align import estimate, launch, shapes, steps
+from align import launch, shapes
+from align.estimate import steps, totals
 
 SHAPES = {"1B": "meta-llama/Llama-3.2-1B", "8B": "meta-llama/Llama-3.1-8B"}
 LORA = {"r": 16, "target_modules": "all-linear"}
@@ -263,7 +264,7 @@ def run(case: dict[str, Any], folder: Path) -> tuple[float, float]:
         (folder / name).mkdir()
     torch.cuda.reset_peak_memory_stats()
     stage.run(Out(folder / "out", folder / "cache"))
-    parts = steps.peak(estimate.step(stage, case["kind"]))
+    parts = steps.peak(totals.step(stage, case["kind"]))
     return float(torch.cuda.max_memory_allocated()), sum(parts.values())
 
 

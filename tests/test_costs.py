@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from align import costs, effort, recipe, shapes, store
+from align import recipe, shapes, store
 from align.cli import main
-from align.memory import GIB
+from align.estimate import costs, effort
+from align.estimate.memory import GIB
 
 RECIPE = """
 base: {path: meta-llama/Llama-3.1-8B, chat_template: llama-3.1}

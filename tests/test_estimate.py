@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from align import estimate, memory, shapes, steps
+from align import shapes
 from align.artifacts import Model
-from align.estimate import spread
+from align.estimate import memory, steps, totals
+from align.estimate.totals import spread
 from align.out import Out
 from align.stages.dpo import Dpo
 from align.stages.reward_model import TrainRewardModel
@@ -156,7 +157,7 @@ def test_activations_are_what_autograd_keeps_of_a_real_step(
     )
     (tmp_path / "out").mkdir()
     (tmp_path / "cache").mkdir()
-    step = estimate.step(stage, kind)
+    step = totals.step(stage, kind)
     with counted() as saved:
         stage.run(Out(tmp_path / "out", tmp_path / "cache"))
     assert saved.most == pytest.approx(steps.kept(step), rel=0.1)
@@ -205,7 +206,7 @@ FULL = steps.Step(EIGHT, sequences=1, length=2048, stored=4)
 def test_the_parts_of_training_all_weights_are_those_of_zero() -> None:
     """Rajbhandari et al. (arXiv 1910.02054, §3.1): 16 bytes a weight, of which 12 are states."""
     n, processes = EIGHT.parameters(), 8
-    shared = spread({"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}}, 8)
+    shared = spread({"use_deepspeed": True, "zero_stage": 3}, 8)
     parts = steps.peak(replace(FULL, accumulates=True, spread=shared))
     assert parts["weights"] == 2 * n / processes
     assert parts["optimizer"] == 12 * n / processes
@@ -216,8 +217,8 @@ def test_the_parts_of_training_all_weights_are_those_of_zero() -> None:
     ("profile", "weights", "optimizer"),
     [
         ({}, 1, 1),
-        ({"distributed_type": "MULTI_GPU"}, 1, 1),
-        ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}, 4, 4),
+        ({"multi_gpu": True}, 1, 1),
+        ({"use_fsdp": True, "fsdp_version": 2}, 4, 4),
         ({"use_fsdp": True, "fsdp_reshard_after_forward": False}, 1, 4),
         ({"use_deepspeed": True, "zero_stage": 2}, 1, 4),
         ({"use_deepspeed": True, "zero_stage": 3}, 4, 4),
@@ -256,4 +257,4 @@ def test_what_is_read_of_trl_are_its_defaults() -> None:
     for use, cls in classes.items():
         fields = cls.__dataclass_fields__
         for name in ("max_length", "num_train_epochs", "per_device_eval_batch_size"):
-            assert estimate.default(use, name) == fields[name].default
+            assert totals.default(use, name) == fields[name].default

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from align import memory, shapes
-from align.memory import GIB
+from align import shapes
+from align.estimate import memory
+from align.estimate.memory import GIB
 from align.shapes import Linear, Shape
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from align import data, estimate, recipe, shelf, yaml
+from align import data, recipe, shelf, yaml
 from align.annotations import Annotation
 from align.artifacts import Conversations, Preferences, Prompts, Rows
 from align.cli import main
 from align.data import Source
+from align.estimate import totals
 from align.recipe import Plan
 
 ROOT = Path(__file__).parents[1]
@@ -205,7 +206,7 @@ def costs(folder: Path) -> list[str]:
     """The table of a README: the largest estimate of each kind of stage, in GiB."""
     plans = {path.name: planned(f"{folder.name}/{path.name}") for path in folder.glob("*.yaml")}
     found = {
-        name: [(stage.kind, estimate.stage(stage)) for stage in plan.stages.values()]
+        name: [(stage.kind, totals.stage(stage)) for stage in plan.stages.values()]
         for name, plan in sorted(plans.items(), key=lambda one: (one[0] != "recipe.yaml", one[0]))
     }
     using = [kind for all_ in found.values() for kind, one in all_ if one.memory or one.why]
@@ -217,7 +218,7 @@ def costs(folder: Path) -> list[str]:
     return lines
 
 
-def _cell(kind: str, stages: list[tuple[str, estimate.Estimate]]) -> str:
+def _cell(kind: str, stages: list[tuple[str, totals.Estimate]]) -> str:
     peaks = [one.peak for name, one in stages if name == kind]
     if None in peaks:
         return "?"

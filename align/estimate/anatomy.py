@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from align import adapters, memory, shapes
+from align import adapters, shapes
 from align.artifacts import Model, RewardModel
 from align.errors import StageFailed
-from align.memory import Parts
+from align.estimate import memory
+from align.estimate.memory import Parts
 from align.settings import Stage
 from align.shapes import Shape, Unknown
 

@@ -11,11 +11,11 @@ import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from align import adapters, decoding, launch, memory, records, steps
-from align.anatomy import Anatomy, anatomy, configured
+from align import adapters, decoding, launch, records
 from align.artifacts import Model, RewardModel, Samples
-from align.launch import asked
-from align.memory import GIB, Parts
+from align.estimate import memory, steps
+from align.estimate.anatomy import Anatomy, anatomy, configured
+from align.estimate.memory import GIB, Parts
 from align.settings import Stage
 from align.shapes import Shape, Unknown
 from align.signatures import options
@@ -150,7 +150,7 @@ def step(what: Any, use: str) -> steps.Step:
         accumulates=what.batch_size > processes * micro,
         optim=trainer.get("optim", "adamw_torch_fused"),
         measured=_measured(what, use, each),
-        spread=spread(asked({"launch": what.launch}), processes),
+        spread=spread(launch.asked({"launch": what.launch}), processes),
     )
     if use == "pretrain" and what.concatenate:
         return replace(found, masked=False)
@@ -205,31 +205,24 @@ def default(use: str, name: str) -> Any:
     return value.value if isinstance(value, ast.Constant) else None
 
 
-def spread(profile: dict[str, Any], processes: int) -> steps.Spread:
-    """How a launch profile, or options of `accelerate launch`, share training out."""
-    flat = {**profile, **(profile.get("fsdp_config") or {})}
-    flat |= profile.get("deepspeed_config") or {}
-    kind = str(profile.get("distributed_type", "")).upper()
-    alone = steps.Spread(processes)
-    if kind == "FSDP" or profile.get("use_fsdp"):
-        kept = str(flat.get("fsdp_reshard_after_forward", True)).upper() in (
-            "FALSE",
-            "SHARD_GRAD_OP",
-        )
-        offloads = {"weights", "optimizer"} if flat.get("fsdp_offload_params") else set()
+def spread(asked: dict[str, Any], processes: int) -> steps.Spread:
+    """How training is shared out by options of `accelerate launch`, as `launch.asked` has them."""
+    if asked.get("use_fsdp"):
+        kept = asked.get("fsdp_reshard_after_forward", True) in (False, "false")
+        offloads = {"weights", "optimizer"} if asked.get("fsdp_offload_params") else set()
         parts = 1 if kept else processes
         return steps.Spread(processes, parts, processes, not kept, False, frozenset(offloads))
-    if kind == "DEEPSPEED" or profile.get("use_deepspeed"):
-        level = int(flat.get("zero_stage", 2))
+    if asked.get("use_deepspeed"):
+        level = int(asked.get("zero_stage", 2))
         away = {
             name
             for name, key in (("weights", "param"), ("optimizer", "optimizer"))
-            if flat.get(f"offload_{key}_device", "none") not in ("none", None)
+            if asked.get(f"offload_{key}_device", "none") not in ("none", None)
         }
         weights = processes if level == 3 else 1
         states = processes if level >= 2 else 1
         return steps.Spread(processes, weights, states, level == 3, True, frozenset(away))
-    return alone
+    return steps.Spread(processes)
 
 
 # -- asking --------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from align import estimate, launch, recipe
+from align import launch, recipe
 from align.errors import RecipeError
+from align.estimate import totals
 from align.shapes import Unknown
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ NF4 = {
     "bnb_4bit_use_double_quant": True,
 }
 
+PROFILE = "recipes/launch/fsdp2.yaml"
+
 SHORTEST = 512
 """Tokens below which `max_length` is not lowered: most of a data set would be dropped."""
 
@@ -34,7 +37,7 @@ def smallest(plan: Plan, planned: Planned, memory: float) -> tuple[list[str], fl
     result least. What is found is checked as a whole recipe. None: nothing makes it fit.
     """
     for change in _changes(planned, memory):
-        peak = estimate.stage(_changed(planned, change)).peak
+        peak = totals.stage(_changed(planned, change)).peak
         if peak is None or peak > memory:
             continue
         overrides = [f"stages.{planned.name}.{key}={_yaml(value)}" for key, value in change.items()]
@@ -42,7 +45,7 @@ def smallest(plan: Plan, planned: Planned, memory: float) -> tuple[list[str], fl
             read = recipe.read(plan.path, [*plan.overrides, *overrides], plan.store)
         except RecipeError:
             continue
-        checked = estimate.stage(read.stages[planned.name]).peak
+        checked = totals.stage(read.stages[planned.name]).peak
         if checked is not None and checked <= memory:
             return overrides, checked
     return None
@@ -64,7 +67,7 @@ def _changes(planned: Planned, memory: float) -> Iterator[Change]:
     if use in ("sample", "evaluate"):
         rows: int = what.rows  # type: ignore[attr-defined]
         yield from ({"rows": rows >> halved} for halved in range(1, rows.bit_length()))
-    if use not in estimate.CONFIGS:
+    if use not in totals.CONFIGS:
         return
     try:
         ways = list(_ways(what, use))
@@ -81,7 +84,7 @@ def _changes(planned: Planned, memory: float) -> Iterator[Change]:
 
 def _ways(what: Any, use: str) -> Iterator[Sequence[Change]]:
     """Ways to take less memory, each with its steps, from those that change the result least."""
-    step, trainer = estimate.step(what, use), what.trainer
+    step, trainer = totals.step(what, use), what.trainer
     processes = launch.processes({"launch": what.launch})
     share = what.batch_size // processes
     micro = step.sequences // (2 if use in ("dpo", "reward_model") else 1)
@@ -106,13 +109,13 @@ def _ways(what: Any, use: str) -> Iterator[Sequence[Change]]:
 
 def _devices(what: Any, use: str) -> Iterator[Change]:
     """Weights, gradients and states shared out by FSDP, which wants torch's own optimizer."""
-    step, now = estimate.step(what, use), launch.processes({"launch": what.launch})
+    step, now = totals.step(what, use), launch.processes({"launch": what.launch})
     if step.quantization or step.spread.gathers or "adamw_torch" not in step.optim:
         return
     least = {"trainer.per_device_train_batch_size": 1, "trainer.gradient_checkpointing": True}
     for number in (2, 4, 8, 16, 32, 64):
         if number > now and what.batch_size % number == 0:
-            more = {"launch": {"use_fsdp": True, "fsdp_version": 2, "num_processes": number}}
+            more = {"launch": {"config_file": PROFILE, "num_processes": number}}
             yield more
             yield {**more, **least}
 

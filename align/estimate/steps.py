@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from align import memory
-from align.memory import Parts
+from align.estimate import memory
+from align.estimate.memory import Parts
 from align.shapes import Shape
 
 TILE_TOKENS, TILE_WORDS = 4096, 32768

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import estimate, records, store
+from align import records, store
 from align.artifacts import Artifact, Rows, read_json
 from align.data import Source
 from align.errors import RecipeError, StageFailed
+from align.estimate import totals
 from align.shapes import Unknown
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _alike(what: Any, use: str, path: Path) -> bool:
     try:
         record = read_json(path / "stage.json")
         other = records.restore(record, path.parent)
-        return bool(record["use"] == use and estimate.work(what, use) == estimate.work(other, use))
+        return bool(record["use"] == use and totals.work(what, use) == totals.work(other, use))
     except (RecipeError, StageFailed, Unknown):
         return False
 
@@ -78,11 +79,11 @@ def _ahead(what: Any, use: str) -> tuple[float | None, bool, float | None]:
     if use == "sample":
         drawn = _sum(_rows(source) for source in what.prompts)
         return None, False, drawn and drawn * what.n
-    if use not in estimate.CONFIGS:
+    if use not in totals.CONFIGS:
         return None, False, None
     if what.trainer.get("max_steps", -1) > 0:
         return None, False, what.trainer["max_steps"] * what.batch_size
-    epochs = what.trainer.get("num_train_epochs", estimate.default(use, "num_train_epochs"))
+    epochs = what.trainer.get("num_train_epochs", totals.default(use, "num_train_epochs"))
     rows = _sum(_rows(source) for source in what.data)
     tokens = _sum(_tokens(source) for source in what.data)
     return tokens and tokens * epochs, False, rows and rows * epochs

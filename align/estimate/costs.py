@@ -6,13 +6,14 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from align import effort, estimate, fit, space, store
-from align.memory import GIB
+from align import space, store
+from align.estimate import effort, fit, totals
+from align.estimate.memory import GIB
 from align.space import human
 
 if TYPE_CHECKING:
-    from align.effort import Effort
-    from align.estimate import Estimate
+    from align.estimate.effort import Effort
+    from align.estimate.totals import Estimate
     from align.recipe import Plan
 
 HEAD = ("memory", "disk", "tokens", "time")
@@ -39,7 +40,7 @@ class Costs:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.estimates = {name: estimate.stage(one) for name, one in plan.stages.items()}
+        self.estimates = {name: totals.stage(one) for name, one in plan.stages.items()}
         self.efforts = {name: effort.of(one) for name, one in plan.stages.items()}
 
     def cells(self, name: str) -> tuple[str, ...]:
