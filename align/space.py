@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align import store
+from align import slurm, store
 from align.artifacts import Artifact, Model, read_json
 from align.errors import StageFailed
 from align.estimate.anatomy import anatomy
@@ -154,6 +154,7 @@ def remove(paths: Iterable[Path]) -> None:
         gone = path.with_name(f"{path.name}.removed")
         path.rename(gone)
         shutil.rmtree(gone)
+        shutil.rmtree(slurm.folder(path), ignore_errors=True)
         (path.parent / ".locks" / path.name.removesuffix(store.PARTIAL)).unlink(missing_ok=True)
 
 

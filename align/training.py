@@ -54,7 +54,7 @@ def check(stage: Any) -> Iterator[tuple[str, str]]:
     if not wrong:
         micro = stage.trainer.get("per_device_train_batch_size")
         try:
-            _micro_batch(stage.batch_size, launch.processes({"launch": stage.launch}), micro)
+            micro_batch(stage.batch_size, launch.processes({"launch": stage.launch}), micro)
         except StageFailed as failure:
             yield "batch_size", str(failure)
     for key in ("max_length", "num_train_epochs"):
@@ -133,7 +133,7 @@ def arguments(config_class: type, stage: Trained, out: Out, half: bool, **defaul
         settings["bf16"] = False
     world = int(os.environ.get("WORLD_SIZE", "1"))
     micro = settings.pop("per_device_train_batch_size", None)
-    settings["per_device_train_batch_size"] = _micro_batch(stage.batch_size, world, micro)
+    settings["per_device_train_batch_size"] = micro_batch(stage.batch_size, world, micro)
     share = stage.batch_size // world
     return config_class(
         output_dir=str(out.path / "checkpoints"),
@@ -148,8 +148,12 @@ def arguments(config_class: type, stage: Trained, out: Out, half: bool, **defaul
     )
 
 
-def _micro_batch(batch: int, world: int, asked: int | None) -> int:
-    """Rows that one device holds at once: as asked, else the largest divisor up to 8."""
+def micro_batch(batch: int, world: int, asked: int | None) -> int:
+    """Rows that one device holds at once: as asked, else the largest divisor up to 8.
+
+    Raises:
+        StageFailed: a step cannot be cut into equal parts.
+    """
     if batch % world:
         raise StageFailed(
             f"batch_size {batch} cannot be shared by {world} processes. "

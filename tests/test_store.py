@@ -283,6 +283,9 @@ def test_clean_keeps_what_a_recipe_links_to_and_everything_it_was_made_from(tmp_
     shutil.copytree(sft, moved)
     store.link(tmp_path / "mine" / "sft", sft)
     store.link(tmp_path / "mine" / "dpo", tmp_path / "dpo-1.partial")
+    jobs = [tmp_path / ".jobs" / name for name in ("sft-1", "dpo-0")]
+    for folder in jobs:
+        folder.mkdir(parents=True)
     found = space.unneeded(tmp_path)
     assert set(found) == {old, moved, tmp_path / "dpo-0.partial"}
     assert all(size > 300 for size in found.values())
@@ -291,6 +294,7 @@ def test_clean_keeps_what_a_recipe_links_to_and_everything_it_was_made_from(tmp_
     assert old.exists(), "it is only shown"
     assert space.clean(tmp_path, yes=True)[-1].startswith("Removed ")
     assert not any(path.exists() for path in found)
+    assert [folder.exists() for folder in jobs] == [True, False]
     assert pretrain.exists() and sft.exists() and (tmp_path / "dpo-1.partial").exists()
     assert space.clean(tmp_path, yes=True) == [f"Nothing in {tmp_path} is unneeded."]
 

@@ -19,7 +19,7 @@ from align.estimate.memory import GIB, Parts
 from align.settings import Stage
 from align.shapes import Shape, Unknown
 from align.signatures import options
-from align.training import _micro_batch
+from align.training import micro_batch
 
 if TYPE_CHECKING:
     from align.recipe import Planned
@@ -131,7 +131,7 @@ def step(what: Any, use: str) -> steps.Step:
         Unknown: the model's shape is not known here.
     """
     trainer, processes = what.trainer, launch.processes({"launch": what.launch})
-    micro = _micro_batch(what.batch_size, processes, trainer.get("per_device_train_batch_size"))
+    micro = micro_batch(what.batch_size, processes, trainer.get("per_device_train_batch_size"))
     made = _trained(what, use)
     attention = _attention(what)
     checkpointing = trainer.get("activation_checkpointing", True)
