@@ -65,6 +65,21 @@ def attend(
             ranks.terminate()  # it tells its processes, and gives them 30 s
 
 
+class Launched(subprocess.Popen[bytes]):
+    """`accelerate launch` in a job, told once to stop: a second time cuts a checkpoint short.
+
+    Two may tell it: `attend`, and SLURM's warning, which interrupts that.
+    """
+
+    told = False
+
+    def terminate(self) -> None:
+        """Send SIGTERM, the first time."""
+        if not self.told:
+            super().terminate()
+            self.told = True
+
+
 def lead(work: Path, settings: dict[str, Any], say: Callable[[str], None]) -> list[str]:
     """Machine 0's `accelerate launch`; the others learn from a note where to meet it."""
     asked = launch.asked(settings)
@@ -101,7 +116,7 @@ class Task:
         self.work = work
         self.settings = settings
         self._told = False
-        self._ranks: subprocess.Popen[bytes] | None = None
+        self._ranks: Launched | None = None
 
     def __call__(self) -> None:
         """Run it to its end. An exception is how submitit learns of a failure."""
@@ -110,11 +125,13 @@ class Task:
         job = submitit.JobEnvironment()
         if not self._wanted(job.job_id):
             return
-        signal.signal(signal.SIGTERM, self._stop)  # submitit ignores it: scancel sends it
+        signal.signal(signal.SIGTERM, self._stop)  # submitit ignores it
         if job.global_rank == 0:
             self._begin(f"Job {job.job_id} runs on {', '.join(job.hostnames)}.")
         _await(self.work / slurm.RUNS)
         code = self._run(job)
+        if code and self._told and not self._noted():
+            self._leave(job)
         if code and not self._asked():
             who = f"machine {job.global_rank} ({job.hostname})"
             blame(self.work, who, f"ended with exit code {code}", str(job.paths.stderr))
@@ -153,17 +170,35 @@ class Task:
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's warning is for us alone
             processes.die_with(ours)
 
-        self._ranks = subprocess.Popen(command, env=processes.environment(), preexec_fn=prepare)
+        self._ranks = Launched(command, env=processes.environment(), preexec_fn=prepare)
         return attend(self._ranks, self.work, self._asked)
 
     def _asked(self) -> bool:
         """Whether the job is to end: whoever waits for it says so, or SLURM."""
-        notes = (self.work / slurm.STOP, self.work / REQUEUED)
-        self._told = self._told or any(note.exists() for note in notes)
+        self._told = self._told or self._noted()
         return self._told
 
+    def _noted(self) -> bool:
+        """Whether a note says why: else it was SIGTERM, which may mean several things."""
+        return any((self.work / note).exists() for note in (slurm.STOP, REQUEUED))
+
     def _stop(self, number: int, frame: Any) -> None:
+        """`scancel`, and another job that wants the machines: both are SIGTERM to us."""
         self._told = True
+
+    def _leave(self, job: Any) -> None:
+        """End without a result, which would hide that SLURM queues the job again by itself.
+
+        And without an exit code, which would end other machines that still save.
+        """
+        if not (self.work / "error.json").exists():  # SLURM ends the others when one has failed
+            sentence = (
+                f"Job {job.job_id} was told to end (SIGTERM): it was cancelled, or another job "
+                "wanted its machines. The same command goes on from the last checkpoint."
+            )
+            store.write_json(self.work / "error.json", {"error": sentence, "exit_code": 1})
+        (self.work / slurm.RUNS).unlink(missing_ok=True)
+        raise SystemExit(0)
 
     def checkpoint(self) -> Any:
         """Called by submitit when the time is over or another job wants the machines.
@@ -175,7 +210,7 @@ class Task:
         (self.work / REQUEUED).touch()
         self._told = True
         if self._ranks is not None:
-            self._ranks.send_signal(signal.SIGTERM)
+            self._ranks.terminate()
             _outlast(self._ranks.pid)
         (self.work / slurm.RUNS).unlink(missing_ok=True)
         return submitit.helpers.DelayedSubmission(Task(self.work, self.settings))

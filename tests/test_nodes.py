@@ -115,11 +115,20 @@ def start() -> Iterator[Callable[..., Machine]]:
             machine.kill()
 
 
+LIMIT = 120.0
+"""Seconds that anything here may take."""
+
+
 def until(true: Callable[[], Any], *machines: Machine) -> None:
-    """Wait until something is so, while the machines run."""
+    """Wait until something is so, while the machines run; for `LIMIT` seconds at most."""
+    patience = time.monotonic() + LIMIT
     while not true():
         for machine in machines:
             assert machine.process.poll() is None, machine.end()[1]
+        if time.monotonic() > patience:
+            logs = sorted(Path("runs").glob("*.partial/log.txt"))
+            said = "\n".join(log.read_text() for log in logs)
+            raise AssertionError(f"It has not come about in {LIMIT} s. The log so far:\n{said}")
         time.sleep(0.05)
 
 
@@ -135,6 +144,14 @@ def alive(pid: int) -> bool:
 def made() -> dict[str, Any]:
     (path,) = (p for p in Path("runs").glob("ranks-*") if not p.name.endswith(".partial"))
     return store.verify(path)
+
+
+def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "LIMIT", 0.1)
+    Path("runs/one.partial").mkdir(parents=True)
+    Path("runs/one.partial/log.txt").write_text("here")
+    with pytest.raises(AssertionError, match="The log so far:\nhere"):
+        until(lambda: False)
 
 
 # -- by hand -------------------------------------------------------------------------------------
@@ -360,6 +377,10 @@ def test_the_recipes_of_the_page_about_machines_plan(monkeypatch: pytest.MonkeyP
 # -- jobs ----------------------------------------------------------------------------------------
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def jobs() -> list[str]:
     """The ids of the jobs that were submitted for the one stage."""
     return [path.name.split("_")[0] for path in Path("runs").glob(".jobs/*/*_submitted.pkl")]
@@ -400,8 +421,34 @@ def test_a_job_that_is_told_to_stop_ends_and_another_goes_on(start: Callable[...
     assert made()["counts"]["ranks"] == {"n": 2}
 
 
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def test_a_job_that_gets_sigterm_ends_with_a_sentence(start: Callable[..., Machine]) -> None:
+    """`scancel` and a preemption send it to the tasks: the grandparents of the ranks."""
+    main = start(JOB)
+    until(both_are_here, main)
+    ranks = [int(Path(f"here-{i}").read_text()) for i in range(2)]
+    for pid in ranks:
+        os.kill(parent(parent(pid)), signal.SIGTERM)
+    code, said = main.end()
+    (job,) = jobs()
+    assert code == 1
+    assert f"first: Job {job} was told to end (SIGTERM): it was cancelled, or another" in said
+    assert "before the stage was made" not in said
+    assert not any(map(alive, ranks))
+    assert not list(Path("runs").glob(".jobs/*/*_result.pkl")), "SLURM may queue it again"
+    assert not [*Path("runs").glob("*/job.json"), *Path("runs").glob("*/job.tmp")]
+
+
+def test_processes_that_save_a_checkpoint_are_told_once(tmp_path: Path) -> None:
+    """SLURM may send SIGTERM, and then its warning."""
+    saves = "trap 'echo told >> told' TERM; touch ready; for i in 1 2 3 4 5; do sleep 0.1; done"
+    task = nodes.Task(tmp_path, {})
+    task._ranks = nodes.Launched(["sh", "-c", saves])
+    until(Path("ready").exists)
+    task._ranks.terminate()
+    until(Path("told").exists)
+    task.checkpoint()
+    assert task._ranks.wait() == 0
+    assert Path("told").read_text() == "told\n"
 
 
 @pytest.mark.slow
