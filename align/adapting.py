@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from align import targets
+from align import precision, targets
 from align.artifacts import read_json
 from align.errors import StageFailed
 
@@ -50,7 +50,7 @@ def in_float32(network: Any) -> Any:
 
     Not on quantized weights: TRL 1.16 makes all that is trained on those bfloat16 anyway.
     """
-    if not getattr(network, "is_quantized", False):
+    if not precision.quantized(network):
         for weight in network.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()

@@ -149,7 +149,7 @@ def prepare(
         return adapting.in_float32(network)
     if lora is not None:
         return adapting.new(network, lora, head=head, seed=seed)
-    if getattr(network, "is_quantized", False):
+    if precision.quantized(network):
         raise StageFailed(NOT_TRAINABLE)
     return network
 

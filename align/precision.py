@@ -67,6 +67,11 @@ def check(quantization: dict[str, Any], device: str) -> None:
         )
 
 
+def quantized(network: Any) -> bool:
+    """Whether a loaded network's weights are quantized: transformers marks those, and no others."""
+    return bool(getattr(network, "is_quantized", False))
+
+
 def keep_unpacked(network: Any) -> None:
     """No repacking of 4-bit weights on a CPU with AVX512-BF16.
 

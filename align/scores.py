@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from align import chat, models, stats
+from align import chat, models, precision, stats
 from align.artifacts import RewardModel
 from align.settings import Dialog
 
@@ -61,7 +61,7 @@ def load(model: RewardModel) -> tuple[Any, Any]:
         network = models.load(model, head=True)
         if key is not None:
             _bases[key] = network
-    if not getattr(network, "is_quantized", False):
+    if not precision.quantized(network):
         network = network.float()
     tokenizer = models.tokenizer(model)
     return (network if key is None else Judge(network, name)), tokenizer
