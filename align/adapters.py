@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align import headers
-from align.artifacts import Model
+from align.artifacts import Model, RewardModel
 from align.errors import StageFailed
 from align.headers import Shapes
 from align.settings import Stage
@@ -44,8 +44,15 @@ def check_adapter(stage: Any, *, head: bool = False) -> Problems:
 
     `head`: it trains a reward model.
     """
-    yield from check_lora(stage.model, stage.lora)
     lora, quantization = carried(stage.model)
+    if head and lora is not None and not isinstance(stage.model, RewardModel):
+        yield (
+            "model",
+            "It carries an adapter of a language model, which a reward model cannot go on from. "
+            "Merge it first: a stage with `use: merge`.",
+        )
+        return
+    yield from check_lora(stage.model, stage.lora)
     lora = lora if stage.lora is None else stage.lora
     if stage.quantization != "inherit":
         quantization = stage.quantization
@@ -267,7 +274,10 @@ def _inits(lora: dict[str, Any], quantization: dict[str, Any]) -> Problems:
         problem = (
             "needs data or a quantization of its own first. Take pissa_niter_16, or leave it out"
         )
-    elif quantization and asked not in (True, False, "gaussian"):
+    elif not asked:
+        asked = "false"
+        problem = "begins with noise on the model, which is then no longer itself. Leave it out"
+    elif quantization and asked not in (True, "gaussian"):
         problem = "is made of the base's own weights. Leave it out, or set `quantization: null`"
     elif lora.get("use_dora") and moves_base(lora):
         problem = "with DoRA cannot be saved for the base as it is. Leave one of the two out"

@@ -114,6 +114,12 @@ def processes(settings: dict[str, Any]) -> int:
     return max(1, devices())
 
 
+def shards(settings: dict[str, Any]) -> bool:
+    """Whether a stage is run by FSDP or DeepSpeed."""
+    options = asked(settings)
+    return bool(options.get("use_fsdp") or options.get("use_deepspeed"))
+
+
 def machines(settings: dict[str, Any]) -> int:
     """On how many machines a stage runs."""
     return int(asked(settings).get("num_machines", 1))

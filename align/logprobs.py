@@ -1,8 +1,9 @@
 """Summed log-probabilities of pairs under a frozen model: computed once, kept by content.
 
-The pairs are sorted by length and cut into batches, and these into shards, by the pairs alone: the
-same pairs give the same batches in any order, on any number of processes and after a kill. A shard
-is a file of the store's cache, written at once or not at all, with the pairs' digests in it:
+The pairs are sorted by length and cut into batches, and these into shards, by the pairs and by how
+many tokens a batch may have: the same pairs give the same batches in any order, on any number of
+processes and after a kill. A shard is a file of the store's cache, written at once or not at all,
+with the pairs' digests in it:
 
     runs/.cache/reference/<what the numbers depend on>/00000.npz    pair, chosen, rejected
 """
@@ -32,7 +33,7 @@ from align.errors import StageFailed
 from align.out import Out
 
 TOKENS = 16384
-"""Of one batch, padding included; a pair with more is a batch of its own."""
+"""Of one batch at most, padding included; a pair with more is a batch of its own."""
 
 SHARD = 32
 """Batches of a shard: what a kill loses at most."""
@@ -105,7 +106,7 @@ def scoring(network: Any, args: Any, collator: Any) -> Iterator[Scorer]:
 
 
 def log_probs(
-    scorer: Scorer, rows: Dataset, wanted: list[int], about: Any, out: Out
+    scorer: Scorer, rows: Dataset, wanted: list[int], about: Any, room: int, out: Out
 ) -> tuple[Numbers, int, int]:
     """The numbers of all rows, and how many pairs were computed and found in the cache.
 
@@ -114,15 +115,17 @@ def log_probs(
         rows: of `preference.pairs`. Equal ones are computed once.
         wanted: the rows that will be read; others have NaN.
         about: what the numbers depend on beside the pairs.
+        room: tokens of a training step's batch, with no more of which memory is known to do.
         out: of the stage; shows the progress.
     """
     keys = digests(rows)
     widths = np.maximum(*(lengths(rows, "prompt_ids", f"{side}_ids") for side in SIDES))
     first = {keys[i]: i for i in reversed(wanted)}  # one row of each pair
     order = sorted(first, key=lambda key: (-widths[first[key]], key))  # too long shows at once
-    batches = list(_cut([first[key] for key in order], widths))
+    room = min(TOKENS, room)
+    batches = list(_cut([first[key] for key in order], widths, room))
     shards = [batches[at : at + SHARD] for at in range(0, len(batches), SHARD)]
-    folder = out.cache / "reference" / records.digest([about, sorted(first)])[:16]
+    folder = out.cache / "reference" / records.digest([about, room, sorted(first)])[:16]
     names = [np.array([keys[i] for batch in shard for i in batch], "S32") for shard in shards]
     files = [folder / f"{number:05d}.npz" for number in range(len(shards))]
     known = [_read(*each) for each in zip(files, names, strict=True)] if out.main else []
@@ -163,11 +166,11 @@ def digests(rows: Dataset) -> list[str]:
     return found
 
 
-def _cut(order: list[int], widths: Any) -> Iterator[list[int]]:
-    """Rows, longest first, in batches of at most `TOKENS`: two sequences a row, padded alike."""
+def _cut(order: list[int], widths: Any, room: int) -> Iterator[list[int]]:
+    """Rows, longest first, in batches of at most `room` tokens: two sequences a row, padded."""
     at = 0
     while at < len(order):
-        size = max(1, TOKENS // (2 * int(widths[order[at]])))
+        size = max(1, room // (2 * int(widths[order[at]])))
         yield order[at : at + size]
         at += size
 

@@ -2,7 +2,8 @@
 
 They depend on the reference and on the pairs, and on nothing that a sweep over beta changes: they
 are computed once, before training (logprobs.py). While the policy is trained there is no reference
-in memory, and before that there is never a second model beside it:
+in memory, and before that there is never a second model beside it, except under FSDP and ZeRO and
+with `sync_ref_model`: there the reference is live, and in memory for as long as the policy is.
 
     the reference is               its numbers come from
     the model as it comes in       the policy, before its first update
@@ -54,11 +55,16 @@ class Reference:
         how: dict[str, Any],
         args: Any,
         collator: Any,
+        limit: int,
         out: Out,
     ) -> None:
-        """`named` is `reference:`; `how` has the policy's `lora` and `quantization`."""
+        """`named` is `reference:`; `how` has the policy's `lora` and `quantization`.
+
+        `limit`: the most tokens that a row may have.
+        """
         self.model = named or policy
         self.args, self.collator, self.out = args, collator, out
+        self.room = 2 * args.per_device_train_batch_size * limit
         ours, self.spec = models.describe(policy), models.describe(self.model)
         lora, quantization = how["lora"], how["quantization"]
         self.quantization = ours.quantization if quantization == "inherit" else quantization
@@ -135,7 +141,9 @@ class Reference:
         with scoring(network, self.args, self.collator) as scorer:
             for name, rows in sets.items():
                 reached = self._reached(rows) if name == "train_dataset" else list(range(len(rows)))
-                numbers, computed, cached = log_probs(scorer, rows, reached, about, self.out)
+                numbers, computed, cached = log_probs(
+                    scorer, rows, reached, about, self.room, self.out
+                )
                 if cached and not self.own:  # with its own, the trainer checks the first batch
                     self._check(scorer, rows, numbers, reached[: self._batch])
                 for side, column in zip(SIDES, numbers.T, strict=True):

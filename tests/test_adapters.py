@@ -19,6 +19,7 @@ from align.data import Source
 from align.errors import RecipeError, StageFailed
 from align.out import Out
 from align.settings import Reward
+from align.stages.reward_model import TrainRewardModel
 from align.stages.score import Score
 from align.stages.sft import Sft
 
@@ -424,6 +425,7 @@ def planned(
         ('target_modules: ".*(head|q_proj)"', "TRL reads lm_head's own weights, so an adapter on"),
         ("layers_to_transform: [0, 2]", "no layer 2: they go from 0 to 1."),
         ("modules_to_save: [embed_token]", 'no module "embed_token". Did you mean "embed_tokens"'),
+        ("init_lora_weights: false", '"false" begins with noise on the model'),
         ("init_lora_weights: eva", '"eva" needs data or a quantization of its own first.'),
         (
             "init_lora_weights: pissa, target_modules: [k_proj], r: 20",
@@ -469,6 +471,17 @@ def test_the_modules_of_a_known_model_are_known_without_its_files(
     (found,) = planned("lora: {layers_to_transform: [31, 32]}", model=known)
     assert "no layer 32: they go from 0 to 31." in found
     assert planned("lora: {target_modules: [q_porj]}", model="nobody/knows") == []
+
+
+def test_a_reward_model_on_a_language_models_adapter_is_found_by_the_plan(
+    planned: Callable[..., list[str]], foreign: Path, sft: Callable[..., Sft]
+) -> None:
+    (found,) = planned("seed: 1", "reward_model", foreign)
+    assert found.startswith("stages.one.model: It carries an adapter of a language model, which")
+    for lora, problems in ((LORA, 1), (None, 0)):
+        tuned = Model(Path("sft-1"), stage=sft(lora=lora))
+        stage = TrainRewardModel(model=tuned, data=[], lora=lora)
+        assert len(list(models.check_adapter(stage, head=True))) == problems
 
 
 @pytest.mark.parametrize("use", ["sft", "dpo", "reward_model"])

@@ -234,6 +234,38 @@ def test_what_a_launch_profile_divides(
     assert part["optimizer"] == whole["optimizer"] * states / optimizer
 
 
+def test_the_pass_of_the_reference_is_no_peak() -> None:
+    """A forward of a step's tokens without gradients, as on held-out rows; 16,384 would be one."""
+    lora = {"r": 16, "target_modules": "all-linear"}
+    step = replace(FULL, sequences=2, length=1024, lora=lora, stored=2, quantization=NF4)
+    peak = sum(steps.peak(step).values())
+    assert sum(steps.peak(replace(step, measured=step.sequences)).values()) == peak
+    assert sum(steps.peak(replace(step, measured=16384 // step.length)).values()) > peak
+
+
+def test_a_live_reference_is_counted(base: Callable[..., Path]) -> None:
+    """FSDP gathers it whole; ZeRO-2 leaves it whole; on one device there is none."""
+    path = base(**SMALL)
+    model = Model(path, spec={"base": {"path": str(path)}, "quantization": None})
+
+    def found(**settings: Any) -> tuple[int, steps.Parts]:
+        what = Dpo(model=model, data=[], batch_size=8, **settings)
+        step = totals.step(what, "dpo")
+        return step.shape.parameters(), steps.peak(step)
+
+    for options, held, gathered in (
+        ({"use_fsdp": True, "fsdp_version": 2}, 4 / 2, 2),
+        ({"use_deepspeed": True, "zero_stage": 2}, 2, 0),
+        ({"use_deepspeed": True, "zero_stage": 3}, 2 / 2, 0),
+    ):
+        n, parts = found(launch={**options, "num_processes": 2})
+        assert parts["reference"] == held * n
+        assert parts.get("gathered reference", 0) == gathered * n
+    assert found()[1]["reference"] == 0
+    assert found(trainer={"sync_ref_model": True})[1]["reference"] == 4 * n
+    assert found(lora=LORA, launch={"use_fsdp": True, "num_processes": 2})[1]["reference"] == 0
+
+
 def test_every_saving_saves() -> None:
     lora = {"r": 16, "target_modules": "all-linear"}
     rows = replace(FULL, sequences=8, checkpointing=False)

@@ -225,7 +225,7 @@ def test_an_adapter_worn_for_a_while_leaves_the_policy_as_it_was(
     trained = [name for name, weight in policy.named_parameters() if weight.requires_grad]
     for named in (base, worn):
         how = {"lora": None, "quantization": "inherit"}
-        reference = Reference(tuned, named, how, args, PairCollator(0), out)
+        reference = Reference(tuned, named, how, args, PairCollator(0), 256, out)
         assert not reference.own and not reference.apart
         measured = reference.on(policy, {"train_dataset": rows})["train_dataset"]
         with logprobs.scoring(models.load(named), args, PairCollator(0)) as scorer:
@@ -248,7 +248,8 @@ def test_a_sweep_computes_the_reference_once(
     base: Model, tuned: Model, run: Make, computed: list[int], tmp_path: Path
 ) -> None:
     """Another beta, loss, learning rate, seed or batch size reads the same numbers."""
-    first = run("first", model=tuned)
+    two = {"per_device_train_batch_size": 2}  # of which batches are made
+    first = run("first", model=tuned, trainer=two)
     assert computed == [6] and facts(first)["reference_computed"] == 6
     kept = shards(tmp_path)
     sweep: list[dict[str, Any]] = [
@@ -257,11 +258,13 @@ def test_a_sweep_computes_the_reference_once(
         {"reference": tuned, "lora": LORA, "trainer": ONE},
     ]
     for i, settings in enumerate(sweep):
+        settings["trainer"] = two | settings.get("trainer", {})
         made = run(f"next {i}", **{"model": tuned, **settings})
         assert facts(made)["reference_computed"] == 0 and facts(made)["reference_cached"] == 6
     assert computed == [6], "no forward of the reference"
     assert shards(tmp_path) == kept
-    other = run("other", model=run("further", model=tuned), reference=tuned, trainer=ONE)
+    further = run("further", model=tuned, trainer=two)
+    other = run("other", model=further, reference=tuned, trainer=two | ONE)
     assert facts(other)["reference_cached"] == 6, "the same reference of another policy"
     assert computed == [6, 6], "of which the first batch is computed again, to be checked"
 
@@ -277,6 +280,7 @@ def test_what_the_numbers_depend_on_makes_others(
         "ld_alpha": {"trainer": {**ONE, "ld_alpha": 0.5}},
         "autocast": {"trainer": {**ONE, "bf16": True}},
         "reference": {"model": tuned, "trainer": ONE},
+        "batches": {"trainer": {**ONE, "per_device_train_batch_size": 2}},
         "data": {"data": [Source(path=str(write_rows("other.jsonl", rows)))]},
         "quantization": {"lora": LORA, "quantization": {"load_in_4bit": True}},
     }.items():
@@ -301,6 +305,23 @@ def test_a_short_run_computes_only_what_it_reaches(
     made = run("short", batch_size=2, trainer={"max_steps": 2}, eval_data=[source])
     assert computed == [4, 6], "and all pairs that are held out"
     assert len(steps(made)) == 2
+
+
+def test_the_reference_reads_no_more_tokens_at_once_than_a_step(
+    base: Model, run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    numbers = logprobs.Scorer.numbers
+
+    def watched(self: Any, rows: Any, batches: list[list[int]]) -> Any:
+        widths = [logprobs.lengths(rows, "prompt_ids", f"{side}_ids") for side in logprobs.SIDES]
+        longest = np.maximum(*widths)
+        read.extend(2 * len(batch) * int(longest[batch].max()) for batch in batches)
+        return numbers(self, rows, batches)
+
+    monkeypatch.setattr(logprobs.Scorer, "numbers", watched)
+    run("small", trainer={**ONE, "per_device_train_batch_size": 1, "max_length": 64})
+    assert len(read) > 1 and max(read) <= 2 * 64
 
 
 # -- kills, damage, lies -------------------------------------------------------------------------

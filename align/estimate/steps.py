@@ -77,6 +77,12 @@ class Step:
     measured: int = 0
     """Sequences at once where held-out data is measured."""
 
+    reference: int = 0
+    """Weights of a second, frozen model, which computes at every step."""
+
+    reference_stored: int = 2
+    """Bytes of one of them."""
+
     spread: Spread = ALONE
 
     @property
@@ -128,6 +134,7 @@ def held(step: Step) -> Parts:
     parts = memory.weights(shape, stored, step.quantization, step.head)
     if step.lora is not None:
         parts["adapter"] = step.precision * step.trained
+    parts["reference"] = float((2 if spread.zero else step.reference_stored) * step.reference)
     divisor = float("inf") if "weights" in spread.offloads else spread.weights
     parts = {name: size / divisor for name, size in parts.items()}
     each = 12.0 if spread.zero else memory.states(step.optim, step.precision)
@@ -168,7 +175,16 @@ def moments(step: Step) -> Iterator[Parts]:
     passing = n * transient(step) + unpacked(step)
     forward, backward = logits(step)
 
-    yield {"activations": at_end, "logits": forward, "gradients": before}
+    # TRL gives FSDP the reference as one unit, not by layer: all of it is gathered to compute
+    at_once = step.spread.gathers and not step.spread.zero
+    whole = float(step.wide * step.reference) if at_once else 0.0
+
+    yield {
+        "activations": at_end + n * transient(step) if step.reference else at_end,
+        "logits": forward,
+        "gradients": before,
+        "gathered reference": whole,
+    }
     yield {"activations": at_end + passing, "gradients": before}
     yield {"activations": kept(step) + mask, "logits": backward, "gradients": before}
     if step.checkpointing:
@@ -182,7 +198,7 @@ def moments(step: Step) -> Iterator[Parts]:
         yield {"gradients": 2 * gradients}
     if step.measured:
         passed = step.measured * step.length * (transient(step) + 6 * shape.hidden_size)
-        yield {"activations": passed, "logits": forward}
+        yield {"activations": passed, "logits": forward, "gathered reference": whole}
 
 
 def saved(step: Step) -> float:

@@ -152,11 +152,25 @@ def step(what: Any, use: str) -> steps.Step:
         measured=_measured(what, use, each),
         spread=spread(launch.asked({"launch": what.launch}), processes),
     )
+    if use == "dpo":
+        found = _beside(found, what)
     if use == "pretrain" and what.concatenate:
         return replace(found, masked=False)
     if trainer.get("packing"):  # one row, whose documents a mask keeps apart
         return replace(found, sequences=1, length=micro * found.length, masked=not attention)
     return found
+
+
+def _beside(step: steps.Step, what: Any) -> steps.Step:
+    """With the reference of `dpo`, where it is live and not an adapter on the policy's base."""
+    if not (what.trainer.get("sync_ref_model") or launch.shards({"launch": what.launch})):
+        return step
+    if what.reference not in (None, what.model):
+        other = anatomy(what.reference)
+        return replace(step, reference=other.shape.parameters(), reference_stored=other.width)
+    if step.lora is not None:
+        return step
+    return replace(step, reference=step.shape.parameters(), reference_stored=step.stored)
 
 
 def _trained(what: Any, use: str) -> Anatomy:

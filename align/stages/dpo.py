@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from align import data, losses, models, training
+from align import data, launch, losses, models, training
 from align.adapters import carried
 from align.artifacts import Model, Preferences
 from align.data import Source
@@ -16,6 +16,7 @@ from align.launch import Launch
 from align.out import Out
 from align.settings import Library, Stage
 from align.spec import sentences
+from align.targets import moves_base
 
 OWNED = {
     **training.OWNED,
@@ -33,7 +34,8 @@ class Dpo(Stage):
     The adapter that comes with the model goes on, or `lora:` begins one, or all weights are
     trained. The reference is the model as it comes in: rewards must be zero before the first
     update, or the stage stops. Its log-probabilities are computed once for all stages with the
-    same reference and pairs, and there is never a second model in memory. Llama 3 has
+    same reference, pairs and micro-batches, and there is never a second model in memory, except
+    under FSDP and ZeRO and with `sync_ref_model`, where the reference is live. Llama 3 has
     `mask_format: true` and
     `trainer: {beta: 0.1, loss_type: [sigmoid, sft], loss_weights: [1.0, 0.2]}`.
     """
@@ -78,6 +80,14 @@ class Dpo(Stage):
                 "and an adapter is trained here. Leave it out, or merge the model and leave "
                 "`lora:` out.",
             )
+        new = (self.lora or {}) if carried(self.model)[0] is None else {}
+        if moves_base(new) and launch.shards({"launch": self.launch}):
+            yield (
+                "lora.init_lora_weights",
+                f'"{new["init_lora_weights"]}" takes its first weights out of the base, and '
+                "under FSDP and DeepSpeed TRL 1.16 makes the reference by taking them out a second "
+                "time. Leave it out, or train with `launch: recipes/launch/ddp.yaml`.",
+            )
 
     def run(self, out: Out) -> Model:
         """Compute the reference's numbers, train, and write the adapter or the whole model."""
@@ -91,8 +101,8 @@ class Dpo(Stage):
         half = models.half(self.model, **how)
         args = training.arguments(DPOConfig, self, out, half, remove_unused_columns=False)
         collator = PairCollator(tokenizer.pad_token_id, mask_format=self.mask_format)
-        reference = Reference(self.model, self.reference, how, args, collator, out)
         limit = training.limit(args.max_length, self._shape())
+        reference = Reference(self.model, self.reference, how, args, collator, limit, out)
 
         def rows(sources: list[Preferences | Source], prefix: str = "") -> Any:
             mixed = data.mix(sources, Preferences, self.seed, out)

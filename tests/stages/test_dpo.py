@@ -356,3 +356,19 @@ def test_another_adapter_on_top_of_one_is_a_problem_of_the_recipe(tiny_model: Pa
     assert not list(Dpo(model=made, data=source, lora=LORA).check())
     [(key, text)] = Dpo(model=made, data=source, lora={"r": 8}).check()
     assert key == "lora" and "carries an adapter already" in text
+
+
+@pytest.mark.parametrize("profile", ["fsdp2", "zero3"])
+def test_an_adapter_out_of_the_base_has_no_reference_where_it_is_divided(
+    profile: str, tiny_model: Path
+) -> None:
+    """TRL would take its first weights out of the base a second time."""
+    pissa = {**LORA, "init_lora_weights": "pissa"}
+
+    def keys(name: str, lora: dict[str, Any]) -> list[str]:
+        place = {"launch": f"recipes/launch/{name}.yaml", "batch_size": 8}
+        stage = Dpo(model=base(tiny_model), data=[], lora=lora, **place)
+        return [key for key, _ in stage.check() if key.startswith("lora")]
+
+    assert keys(profile, pissa) == ["lora.init_lora_weights"]
+    assert keys("ddp", pissa) == keys(profile, LORA) == []
