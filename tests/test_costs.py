@@ -8,7 +8,7 @@ import pytest
 
 from align import recipe, shapes, store
 from align.cli import main
-from align.estimate import costs, effort
+from align.estimate import costs, effort, fit
 from align.estimate.memory import GIB
 
 RECIPE = """
@@ -86,6 +86,31 @@ def test_the_smallest_change_comes_first(world: Path, capsys: pytest.CaptureFixt
     assert change == f"--set {enough}4"
 
 
+def smallest(stage: str, memory: float, *overrides: str) -> list[str]:
+    read = recipe.read("r.yaml", overrides)
+    found = fit.smallest(read, read.stages[stage], memory * GIB)
+    return found[0] if found else []
+
+
+def test_a_change_that_cannot_be_is_not_tried(world: Path) -> None:
+    rows = "defaults.sft.trainer={per_device_train_batch_size: 8}"
+    assert smallest("full", 4, rows) == []  # on 4 devices each has fewer than 8 rows
+
+
+def test_a_sharded_stage_is_not_asked_for_an_optimizer_that_cannot_be_sharded(world: Path) -> None:
+    launch = "stages.full.launch={config_file: recipes/launch/fsdp2.yaml, num_processes: 8}"
+    keys = [change.split("=")[0] for change in smallest("full", 7, launch)]
+    assert keys == ["stages.full.trainer.per_device_train_batch_size", "stages.full.lora"]
+
+
+def test_no_part_of_a_change_could_be_left_out(world: Path) -> None:
+    keys = [change.split("=")[0] for change in smallest("reward", 12)]
+    assert keys == [
+        "stages.reward.trainer.per_device_train_batch_size",
+        "stages.reward.quantization",
+    ]
+
+
 def test_the_example_of_the_documentation_is_what_is_printed(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +146,7 @@ def test_a_size_that_is_none(world: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_sizes_in_words() -> None:
     sizes = {"24GiB": 24 << 30, "24gi": 24 << 30, "80GB": 80e9, "80G": 80e9, "512 MiB": 512 << 20}
     assert {word: costs.size(word) for word in sizes} == sizes
-    for word in ("", "GiB", "-1GiB", "24 GHz"):
+    for word in ("", "GiB", "-1GiB", "24 GHz", "24", "0", "0GiB"):
         with pytest.raises(ValueError):
             costs.size(word)
 

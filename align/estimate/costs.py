@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HEAD = ("memory", "disk", "tokens", "time")
 
-UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def size(text: str) -> float:
@@ -27,12 +27,11 @@ def size(text: str) -> float:
     Raises:
         ValueError: it is none of these.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
-    if not found:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])(i?)b?", text.strip().lower())
+    if not found or not float(found[1]):
         raise ValueError(text)
     number, unit, binary = found.groups()
-    power = "kmgt".find(unit) + 1 if unit else 0
-    return float(number) * (1024**power if binary else UNITS[unit])
+    return float(number) * (1024 ** ("kmgt".find(unit) + 1) if binary else UNITS[unit])
 
 
 class Costs:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from align import launch, recipe
-from align.errors import RecipeError
+from align.errors import RecipeError, StageFailed
 from align.estimate import totals
 from align.shapes import Unknown
 
@@ -34,21 +34,36 @@ def smallest(plan: Plan, planned: Planned, memory: float) -> tuple[list[str], fl
     """The overrides that make a stage fit so many bytes, and what it takes then.
 
     Each way is tried alone, then together with all before it, and those first that change the
-    result least. What is found is checked as a whole recipe. None: nothing makes it fit.
+    result least. What of it is not needed is left out. None: nothing makes it fit.
     """
     for change in _changes(planned, memory):
+        taken = _checked(plan, planned, change, memory)
+        if taken is None:
+            continue
+        for key in reversed(list(change)):
+            fewer = {other: value for other, value in change.items() if other != key}
+            less = _checked(plan, planned, fewer, memory)
+            if less is not None:
+                change, taken = fewer, less
+        return _overrides(planned, change), taken
+    return None
+
+
+def _checked(plan: Plan, planned: Planned, change: Change, memory: float) -> float | None:
+    """What a stage takes with a change, read as a whole recipe; None: too much, or it cannot be."""
+    try:
         peak = totals.stage(_changed(planned, change)).peak
         if peak is None or peak > memory:
-            continue
-        overrides = [f"stages.{planned.name}.{key}={_yaml(value)}" for key, value in change.items()]
-        try:
-            read = recipe.read(plan.path, [*plan.overrides, *overrides], plan.store)
-        except RecipeError:
-            continue
-        checked = totals.stage(read.stages[planned.name]).peak
-        if checked is not None and checked <= memory:
-            return overrides, checked
-    return None
+            return None
+        read = recipe.read(plan.path, [*plan.overrides, *_overrides(planned, change)], plan.store)
+    except (RecipeError, StageFailed):  # as rows that the devices cannot share equally
+        return None
+    peak = totals.stage(read.stages[planned.name]).peak
+    return peak if peak is not None and peak <= memory else None
+
+
+def _overrides(planned: Planned, change: Change) -> list[str]:
+    return [f"stages.{planned.name}.{key}={_yaml(value)}" for key, value in change.items()]
 
 
 def _changed(planned: Planned, change: Change) -> Planned:
@@ -93,7 +108,7 @@ def _ways(what: Any, use: str) -> Iterator[Sequence[Change]]:
     if not step.checkpointing:
         yield [{"trainer.gradient_checkpointing": True}]
     small = [name for name in ("adamw_8bit", "paged_adamw_8bit") if name != step.optim]
-    if not step.optim.startswith("paged") and not step.spread.zero:
+    if not step.optim.startswith("paged") and not launch.shards({"launch": what.launch}):
         yield [{"trainer.optim": name} for name in small]
     if "lora" in type(what).model_fields:
         if step.lora is None:
