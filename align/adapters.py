@@ -6,6 +6,7 @@ stage's process says the rest from the modules themselves, before it trains.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from align import headers
 from align.artifacts import Model, RewardModel
 from align.errors import StageFailed
 from align.headers import Shapes
+from align.options import nearest
 from align.settings import Stage
 from align.spec import Base, describe, is_adapter
 from align.targets import HEADS, Problems, moves_base, targets
@@ -39,6 +41,17 @@ NEED_DATA = ("eva", "corda", "lora_ga", "loftq")
 """`init_lora_weights` of PEFT 0.21 that want data or quantization of their own before training."""
 
 
+INITS = (*NEED_DATA, "gaussian", "olora", "pissa", "pissa_niter_16", "orthogonal", "mica")
+"""The words that `init_lora_weights` of PEFT 0.21 knows; pissa_niter_ takes any number."""
+
+TYPES = {
+    "bnb_4bit_quant_type": ("nf4", "fp4"),
+    "bnb_4bit_compute_dtype": ("bfloat16", "float16", "float32"),
+    "bnb_4bit_quant_storage": ("uint8", "int8", "bfloat16", "float16", "float32", "float64"),
+}
+"""What bitsandbytes 0.50 knows of its options that are any word to transformers."""
+
+
 def check_adapter(stage: Any, *, head: bool = False) -> Problems:
     """What a training stage with `model`, `lora`, `quantization` and `trainer` yields from `check`.
 
@@ -60,6 +73,7 @@ def check_adapter(stage: Any, *, head: bool = False) -> Problems:
     if quantization:
         yield from _quantized_training(stage, quantization)
     if stage.lora is not None:
+        yield from _values(stage.lora)
         yield from _inits(stage.lora, quantization or {})
     base = root(stage.model)
     if base is None:
@@ -257,6 +271,12 @@ def _one_quantization(quantization: dict[str, Any]) -> Problems:
             "quantization",
             "It quantizes nothing. Say `load_in_4bit: true` or `load_in_8bit: true`.",
         )
+    for key, known in TYPES.items():
+        if quantization.get(key) not in (None, *known):
+            yield (
+                f"quantization.{key}",
+                f"bitsandbytes has no {quantization[key]}. Take one of: {', '.join(known)}.",
+            )
 
 
 def _quantized_training(stage: Any, quantization: dict[str, Any]) -> Problems:
@@ -264,6 +284,25 @@ def _quantized_training(stage: Any, quantization: dict[str, Any]) -> Problems:
     if stage.trainer.get("bf16") is False or stage.trainer.get("fp16"):
         key = "fp16" if stage.trainer.get("fp16") else "bf16"
         yield f"trainer.{key}", f"{fact}, which needs bf16. Leave `{key}` out."
+
+
+def _values(lora: dict[str, Any]) -> Problems:
+    """Values of the right type that no adapter can have."""
+    if lora.get("target_modules") in ([], ""):
+        yield (
+            "lora.target_modules",
+            "It names no module. Name some, or `all-linear`, or leave it out.",
+        )
+    for key, rank in {"r": lora.get("r", 8), **lora.get("rank_pattern", {})}.items():
+        if rank < 1:
+            where = "r" if key == "r" else "rank_pattern"
+            yield f"lora.{where}", f"The rank of an adapter is at least 1, and {key} is {rank}."
+    if not 0 <= (dropout := lora.get("lora_dropout", 0.0)) < 1:
+        yield "lora.lora_dropout", f"A share from 0 to below 1 is dropped, and this is {dropout}."
+    word = lora.get("init_lora_weights")
+    if isinstance(word, str) and not re.fullmatch(r"pissa_niter_\d+", word) and word not in INITS:
+        hint = nearest(word, INITS) or f" There are: {', '.join(INITS)}."
+        yield "lora.init_lora_weights", f'PEFT knows no first weights "{word}".{hint}'
 
 
 def _inits(lora: dict[str, Any], quantization: dict[str, Any]) -> Problems:

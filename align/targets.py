@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -42,6 +43,9 @@ def targets(lora: dict[str, Any], modules: Shapes, *, head: bool) -> Problems:
             if not found and not (head and name in HEADS):
                 hint = nearest(name, short) or f" There are: {', '.join(short)}."
                 yield "lora.target_modules", f'The base has no linear layer "{name}".{hint}'
+    if hit and not (hit := _kept(hit, lora.get("exclude_modules") or [])):
+        message = "It leaves no module of those that target_modules names. Name fewer."
+        yield "lora.exclude_modules", message
     if "lm_head" in hit and not head:
         yield (
             "lora.target_modules",
@@ -79,6 +83,15 @@ def _by_pattern(pattern: str, matrices: Shapes, short: list[str], hit: set[str])
     else:
         example = min((name for name in matrices if name.endswith(tuple(short))), default="…")
         yield "lora.target_modules", f"{message}, as {example}. There are: {', '.join(short)}."
+
+
+def _kept(hit: set[str], excluded: str | list[str]) -> set[str]:
+    """What PEFT leaves of modules: a string is again a pattern for the whole name."""
+    if isinstance(excluded, str):
+        with contextlib.suppress(re.error):
+            return {name for name in hit if not re.fullmatch(excluded, name)}
+        return hit
+    return hit.difference(*(_named(name, hit) for name in excluded))
 
 
 def _too_large(lora: dict[str, Any], hit: Shapes) -> Problems:

@@ -426,6 +426,8 @@ def planned(
         ("layers_to_transform: [0, 2]", "no layer 2: they go from 0 to 1."),
         ("modules_to_save: [embed_token]", 'no module "embed_token". Did you mean "embed_tokens"'),
         ("init_lora_weights: false", '"false" begins with noise on the model'),
+        ("target_modules: [q_proj], exclude_modules: [self_attn.q_proj]", "It leaves no module"),
+        ('target_modules: [q_proj], exclude_modules: ".*"', "It leaves no module"),
         ("init_lora_weights: eva", '"eva" needs data or a quantization of its own first.'),
         (
             "init_lora_weights: pissa, target_modules: [k_proj], r: 20",
@@ -446,11 +448,30 @@ def test_an_adapter_that_fits_nothing_is_found_by_the_plan_and_by_the_stage(
             models.load(base(tiny_model), train=True, lora=block)
 
 
+@pytest.mark.parametrize(
+    ("lora", "expected"),
+    [
+        ("target_modules: []", "It names no module."),
+        ('target_modules: ""', "It names no module."),
+        ("r: 0", "at least 1, and r is 0."),
+        ("rank_pattern: {q_proj: -4}", "at least 1, and q_proj is -4."),
+        ("lora_dropout: 1.5", "from 0 to below 1 is dropped, and this is 1.5."),
+        ("init_lora_weights: pissax", 'no first weights "pissax". Did you mean "pissa"?'),
+    ],
+)
+def test_values_that_no_adapter_can_have_are_found_by_the_plan(
+    planned: Callable[..., list[str]], lora: str, expected: str
+) -> None:
+    (found,) = planned(f"lora: {{{lora}}}")
+    assert found.startswith("stages.one.lora.") and expected in found
+
+
 def test_what_fits_is_not_refused(planned: Callable[..., list[str]]) -> None:
     for lora in (
         "r: 64, target_modules: all-linear, modules_to_save: [embed_tokens, lm_head, norm]",
         'target_modules: ".*[.]1[.].*_proj"',
         "target_modules: [self_attn.q_proj, embed_tokens], layers_to_transform: 1",
+        "target_modules: all-linear, exclude_modules: [q_proj]",
         "r: 4",
         "",
     ):
@@ -503,6 +524,14 @@ def test_a_reward_model_on_a_language_models_adapter_is_found_by_the_plan(
         (
             "lora: {r: 4}, quantization: {bnb_4bit_quant_type: nf4}",
             "quantization: It quantizes nothing. Say `load_in_4bit: true` or `load_in_8bit: true`.",
+        ),
+        (
+            "lora: {r: 4}, quantization: {load_in_4bit: true, bnb_4bit_quant_type: nf5}",
+            "quantization.bnb_4bit_quant_type: bitsandbytes has no nf5. Take one of: nf4, fp4.",
+        ),
+        (
+            "lora: {r: 4}, quantization: {load_in_4bit: true, bnb_4bit_compute_dtype: float99}",
+            "quantization.bnb_4bit_compute_dtype: bitsandbytes has no float99. Take one of: bfl",
         ),
         (
             "quantization: {load_in_4bit: true}",
