@@ -134,7 +134,21 @@ def test_a_stage_holds_the_largest_of_what_it_loads_one_after_the_other(world: P
 
 def test_what_nothing_makes_fit_is_said(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = plan(capsys, "--memory", "2GiB")
-    assert "nothing that is tried makes it fit: take a smaller model" in out
+    assert "makes it fit: take a smaller model\n" in out
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("stages.reward.seed=1", "quantize it there"),
+        ("stages.reward.quantization={load_in_4bit: true}", "make a smaller one there"),
+    ],
+)
+def test_the_stage_that_makes_a_model_that_is_too_large_is_named(
+    override: str, remedy: str, world: Path
+) -> None:
+    planned = recipe.read("r.yaml", [override]).stages["score"]
+    assert fit.remedy(planned) == f"the largest model is made by reward: {remedy}"
 
 
 def test_a_size_that_is_none(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,10 +74,11 @@ class Costs:
             return [f"  {name}: fits, with {human(memory - found.peak)} to spare"]
         parts = ", ".join(f"{part} {bytes_ / GIB:.2f}" for part, bytes_ in found.memory.items())
         lines = [f"  {name}: does not fit: {human(found.peak)} are {parts}"]
-        change = fit.smallest(self.plan, self.plan.stages[name], memory)
+        planned = self.plan.stages[name]
+        change = fit.smallest(self.plan, planned, memory)
         if change is None:
-            hint = "take a smaller model, or one on 4-bit weights"
-            return [*lines, f"    nothing that is tried makes it fit: {hint}"]
+            nothing = "nothing that is tried and that the whole recipe allows makes it fit"
+            return [*lines, f"    {nothing}: {fit.remedy(planned)}"]
         words = shlex.join(word for one in change[0] for word in ("--set", one))
         return [*lines, f"    {human(change[1])} with {words}"]
 

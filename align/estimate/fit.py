@@ -6,9 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from align import launch, recipe
+from align import launch, recipe, records
+from align.artifacts import Model, RewardModel
 from align.errors import RecipeError, StageFailed
 from align.estimate import totals
+from align.estimate.anatomy import Anatomy, anatomy
+from align.settings import Stage
 from align.shapes import Unknown
 
 if TYPE_CHECKING:
@@ -47,6 +50,31 @@ def smallest(plan: Plan, planned: Planned, memory: float) -> tuple[list[str], fl
                 change, taken = fewer, less
         return _overrides(planned, change), taken
     return None
+
+
+def remedy(planned: Planned) -> str:
+    """What to do where nothing that is tried makes a stage fit, and in which stage."""
+    use, what = planned.record["use"], planned.stage
+    if use in totals.CONFIGS or use == "merge":  # 4-bit was tried, or is not kept by merging
+        return "take a smaller model"
+    held = {model: _held(model) for model in records.consumed(what) if isinstance(model, Model)}
+    largest = max(held, key=lambda model: sum(held[model].parts.values()))
+    made, maker = held[largest], largest.stage
+    if not isinstance(maker, Stage):
+        return "take a smaller model" + ("" if made.quantization else ", or one on 4-bit weights")
+    said = f"the largest model is made by {largest.name}: "
+    settings = dict(maker)
+    adapts = made.lora and "quantization" in settings and not launch.shards(settings)
+    if adapts and not made.quantization:
+        return f"{said}quantize it there"
+    return f"{said}make a smaller one there"
+
+
+def _held(model: Model) -> Anatomy:
+    """A model as it is held where it is used: reward models score in float32."""
+    made = anatomy(model)
+    scores = isinstance(model, RewardModel) and not made.quantization
+    return replace(made, width=4) if scores else made
 
 
 def _checked(plan: Plan, planned: Planned, change: Change, memory: float) -> float | None:
