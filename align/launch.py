@@ -72,8 +72,8 @@ def asked(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _block(settings: dict[str, Any]) -> dict[str, Any]:
-    launch = settings.get("launch") or {}
-    return {"config_file": launch} if isinstance(launch, str) else dict(launch)
+    launch = settings.get("launch")
+    return {"config_file": launch} if isinstance(launch, str) else dict(launch or {})
 
 
 def _file(profile: str) -> tuple[Path, float]:
@@ -257,17 +257,28 @@ def problems(launch: dict[str, Any] | str | None) -> Iterator[tuple[str, str]]:
     number = "launch.num_processes" if "num_processes" in block else at
     launch = asked({"launch": launch})
     if "num_processes" in launch:
-        processes = launch["num_processes"]
-        if type(processes) is not int or processes < 1:
-            yield number, f"num_processes is {processes!r}; it must be a whole number from 1."
+        count = launch["num_processes"]
+        if type(count) is not int or count < 1:
+            yield number, f"num_processes is {count!r}; it must be a whole number from 1."
             return
-    if launch.get("num_machines", 1) != 1 or "slurm" in launch:
-        yield from _several(launch)
+    port = launch.get("main_process_port")
+    if port is not None and not (str(port).isdecimal() and int(port) < 2**16):
+        yield (
+            "launch.main_process_port" if "main_process_port" in block else at,
+            f"main_process_port is {port!r}; it must be 0, which takes a free port, to 65535.",
+        )
+    if wrong := [*_machines(launch)]:
+        yield from wrong
+    elif (ids := launch.get("gpu_ids") or "all") != "all":
+        share = processes({"launch": launch}) // machines({"launch": launch})
+        if (listed := len(str(ids).split(","))) < share:
+            fact = f"gpu_ids lists {listed}, and {share} processes a machine are asked for"
+            yield "launch.gpu_ids" if "gpu_ids" in block else at, f"{fact}, one a GPU."
 
 
 def _unreadable(profile: Any) -> str | None:
     """Why a profile cannot be read."""
-    write = f"`accelerate config --config_file {profile}` writes one."
+    write = f"`accelerate config --config_file {profile or 'mine.yaml'}` writes one."
     if not isinstance(profile, str) or (path := shelf.find(profile)) is None or not path.is_file():
         near = nearest(str(profile), shelf.profiles())
         return f'"{profile}" is no file here or on the shelf.{near or " " + write}'
@@ -285,14 +296,17 @@ def _unknown_in(profile: dict[str, Any]) -> Iterator[str]:
         yield f'"{name}" is no key of a profile of accelerate.{nearest(name, known)}'
 
 
-def _several(launch: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong with a `launch:` for other machines than this one."""
+def _machines(launch: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is wrong with the machines of a `launch:`, and with which of them this one is."""
     machines, rank = launch.get("num_machines", 1), str(launch.get("machine_rank", ""))
     if type(machines) is not int or machines < 1:
         fact = f"num_machines is {machines!r}; it must be a whole number from 1."
         yield "launch.num_machines", fact
     elif "slurm" in launch:
         yield from slurm.problems(launch)
+    elif machines == 1:
+        if rank not in ("", "0"):
+            yield "launch", f"machine_rank is {rank}, and there is one machine: num_machines is 1."
     elif "num_processes" not in launch:
         fact = "num_processes is missing: it counts the processes of all machines."
         yield "launch", f"num_machines is {machines}, and {fact}"

@@ -34,12 +34,19 @@ def check(stage: Any) -> Iterator[tuple[str, str]]:
 def _problems(stage: Any, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if asked.get("use_megatron_lm") or asked.get("tpu"):
         yield "use_megatron_lm", "Megatron-LM and TPUs are not supported. Use FSDP2 or ZeRO."
-    yield from _precision(stage.trainer, asked)
+    yield from _precision(stage, asked)
     if asked.get("gradient_accumulation_steps", 1) not in (1, "auto"):
         yield (
             "gradient_accumulation_steps",
             "gradient_accumulation_steps follows from `batch_size` and "
             "`trainer.per_device_train_batch_size`. Leave it out.",
+        )
+    if asked.get("deepspeed_config_file"):
+        yield (
+            "deepspeed_config_file",
+            "Batches, precision and clipping are the stage's, and such a file says them again. "
+            "Write zero_stage and the offload_… keys into the profile, as in "
+            "recipes/launch/zero3.yaml.",
         )
     if asked.get("use_fsdp"):
         yield from _fsdp(stage, asked)
@@ -47,11 +54,16 @@ def _problems(stage: Any, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield from _deepspeed(stage, asked)
 
 
-def _precision(trainer: dict[str, Any], asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """`mixed_precision: no` says nothing: `accelerate config` writes it where nothing is chosen."""
-    said = str(asked.get("mixed_precision") or "no").lower()
+def _precision(stage: Any, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """`mixed_precision: no` says nothing: `accelerate config` writes it where nothing is chosen.
+
+    It writes bf16 into profiles too, which may agree with the stage; a recipe's own block has no
+    reason to say it, as it would change nothing.
+    """
+    said, trainer = str(asked.get("mixed_precision") or "no").lower(), stage.trainer
     trains = "fp16" if trainer.get("fp16") else "bf16" if trainer.get("bf16", True) else "no"
-    if said not in ("no", trains):
+    own = isinstance(stage.launch, dict) and "mixed_precision" in stage.launch
+    if said != "no" and (own or said != trains):
         yield (
             "mixed_precision",
             f"mixed_precision is {said}, and the stage says what it is trained in: "
@@ -108,13 +120,6 @@ def _deepspeed(stage: Any, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
             "use_deepspeed",
             "ZeRO is DeepSpeed's, which is not installed: pip install 'align-recipes[deepspeed]'. "
             "recipes/launch/fsdp2.yaml divides a model without it.",
-        )
-    if asked.get("deepspeed_config_file"):
-        yield (
-            "deepspeed_config_file",
-            "Batches, precision and clipping are the stage's, and such a file says them again. "
-            "Write zero_stage and the offload_… keys into the profile, as in "
-            "recipes/launch/zero3.yaml.",
         )
     clipping, norm = asked.get("gradient_clipping"), stage.trainer.get("max_grad_norm", 1.0)
     if clipping not in (None, "auto") and float(clipping) != norm:

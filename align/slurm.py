@@ -77,6 +77,8 @@ def problems(launch: dict[str, Any]) -> Iterator[tuple[str, str]]:
             '"timeout_min" is missing, and submitit would ask for 5 minutes. A job that reaches '
             "its limit saves a checkpoint and is queued again.",
         )
+    elif isinstance(limit := block.get("timeout_min"), int) and limit < 1:
+        yield "launch.slurm.timeout_min", f"It is {limit}; it must be a whole number from 1."
     machines, gpus = launch.get("num_machines", 1), block.get("gpus_per_node")
     if "num_processes" not in launch:
         yield (

@@ -167,6 +167,35 @@ def test_what_is_wrong_with_a_launch_is_known_before_anything_runs(tmp_path: Pat
     assert problem[1].endswith('Did you mean "recipes/launch/fsdp2.yaml"?')
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("", 'launch: "" is no file here or on the shelf.'),
+        ({"gpu_ids": "0", "num_processes": 2}, "launch.gpu_ids: gpu_ids lists 1, and 2 processes"),
+        ({"gpu_ids": "0,1", "num_processes": 2}, None),
+        ({"gpu_ids": "all", "num_processes": 2}, None),
+        ({"main_process_port": 99999999}, "launch.main_process_port: main_process_port is 99999"),
+        ({"main_process_port": -1}, "launch.main_process_port: main_process_port is -1"),
+        ({"main_process_port": "29500"}, None),
+        ({"machine_rank": 1}, "launch: machine_rank is 1, and there is one machine"),
+        ({"machine_rank": "0", "num_machines": 1}, None),
+    ],
+)
+def test_values_that_accelerate_would_crash_on_or_ignore_are_refused(
+    asked: Any, message: str | None
+) -> None:
+    found = [": ".join(problem) for problem in launch.problems(asked)]
+    assert len(found) == (message is not None)
+    assert message is None or found[0].startswith(message)
+
+
+def test_a_profile_whose_processes_are_more_than_its_gpus_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text('distributed_type: MULTI_GPU\ngpu_ids: "0"\nnum_processes: 2\n')
+    ((key, message),) = launch.problems(str(file))
+    assert key == "launch" and message.startswith("gpu_ids lists 1, and 2 processes")
+
+
 PROFILES = sorted((shelf.SHELF / "recipes" / "launch").glob("*.yaml"))
 
 

@@ -317,6 +317,7 @@ PARAMETERS = [
     ),
     ({"timeout": 5}, '"timeout" is no parameter of submitit. Did you mean "timeout_min"?'),
     ({"timeout_min": "12h"}, '"timeout_min" must be a whole number, not "12h".'),
+    ({"timeout_min": 0}, "launch.slurm.timeout_min: It is 0; it must be a whole number from 1."),
     ({"slurm_mem_per_gpu": 3}, '"slurm_mem_per_gpu" must be a word or null, not 3.'),
     ({"nodes": 2}, '"nodes" cannot be set here: `num_machines` says it.'),
     ({"cluster": "pbs"}, 'launch.slurm.cluster: It must be "slurm" or "local", not "pbs".'),

@@ -198,6 +198,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, list[str]]] = [
         "launch.mixed_precision",
         ["mixed_precision is bf16"],
     ),
+    ("sft", {"launch": {"mixed_precision": "bf16"}}, "launch.mixed_precision", ["Leave it out"]),
     (
         "sft",
         {"launch": {"gradient_accumulation_steps": 4}},
@@ -212,7 +213,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, list[str]]] = [
     ),
     (
         "sft",
-        {"launch": {"use_deepspeed": True, "deepspeed_config_file": "mine.json"}},
+        {"launch": {"deepspeed_config_file": "mine.json"}},
         "launch.deepspeed_config_file",
         ["recipes/launch/zero3.yaml"],
     ),
