@@ -16,7 +16,7 @@ from align.errors import StageFailed
 from align.headers import Shapes
 from align.options import nearest
 from align.settings import Stage
-from align.spec import Base, describe, is_adapter
+from align.spec import Base, adapter_config, describe, is_adapter
 from align.targets import HEADS, Problems, moves_base, targets
 
 OTHER_ADAPTER = (
@@ -214,6 +214,9 @@ def misfits(base: Base) -> Problems:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         yield "path", f"The weights in {home} cannot be read: {error}. Copy them again."
         return
+    if wrong := list(_rank(home, weights)):
+        yield from wrong
+        return
     there = headers.modules(about)
     if there is None:
         return
@@ -232,6 +235,25 @@ def misfits(base: Base) -> Problems:
 
 
 _REBASE = "Write the model it was trained on into {}/adapter_config.json."
+
+
+def _rank(home: Path, weights: Shapes) -> Problems:
+    """The rank that an adapter's configuration says must be that of its weights."""
+    config = adapter_config(home)
+    patterns = config.get("rank_pattern") or {}
+    for name, shape in weights.items():
+        module, _, part = name.removeprefix("base_model.model.").partition(".lora_")
+        if not part.startswith(("A", "embedding_A")) or config.get("target_parameters"):
+            continue
+        own = (r for key, r in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+        said = next(own, config.get("r", 8))
+        if said != shape[0]:
+            yield (
+                "path",
+                f"{home}/adapter_config.json says rank {said!r} of {module}, and the weights there "
+                f"have {shape[0]}. Copy both again from where they were trained.",
+            )
+            return
 
 
 def _trained(weights: Shapes) -> Shapes:

@@ -49,7 +49,7 @@ def tensors(path: Path) -> Shapes:
     (https://github.com/huggingface/safetensors, "Format").
 
     Raises:
-        ValueError: a file has no such header.
+        ValueError: a file has no such header, or less than it says.
         OSError: a file is missing.
     """
     index = path / "model.safetensors.index.json"
@@ -64,7 +64,11 @@ def tensors(path: Path) -> Shapes:
             if size > LONGEST:
                 raise ValueError(f"{name} has no header of safetensors")
             header = json.loads(file.read(size))
-        found |= {key: tuple(v["shape"]) for key, v in header.items() if key != "__metadata__"}
+        header.pop("__metadata__", None)
+        ends = [about["data_offsets"][1] for about in header.values()]
+        if (path / name).stat().st_size < 8 + size + max(ends, default=0):
+            raise ValueError(f"{name} is shorter than its header says")
+        found |= {key: tuple(about["shape"]) for key, about in header.items()}
     return found
 
 

@@ -657,13 +657,24 @@ def test_an_adapter_that_is_damaged_or_in_a_bin_file_is_refused(
     foreign: Path, planned: Callable[..., list[str]]
 ) -> None:
     weights = foreign / "adapter_model.safetensors"
-    for damage in (b"", b"\xff" * 64):
+    for damage in (weights.read_bytes()[:-1], b"", b"\xff" * 64):
         weights.write_bytes(damage)
         (found,) = planned("seed: 1", model=foreign)
         assert f"The weights in {foreign} cannot be read" in found
     weights.rename(foreign / "adapter_model.bin")
     (found,) = planned("seed: 1", model=foreign)
     assert "has no adapter_model.safetensors. Weights in .bin files can run code" in found
+
+
+def test_an_adapter_of_another_rank_than_its_weights_is_found_by_the_plan(
+    foreign: Path, planned: Callable[..., list[str]]
+) -> None:
+    for rank in (2, "4"):
+        edit(foreign, r=rank)
+        (found,) = planned("seed: 1", model=foreign)
+        assert f"says rank {rank!r} of model.layers.0.self_attn." in found
+    edit(foreign, r=2, rank_pattern={"[qv]_proj": 4})
+    assert planned("seed: 1", model=foreign) == []
 
 
 def test_another_base_under_an_adapter_is_another_key(
