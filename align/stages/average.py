@@ -59,6 +59,8 @@ class Average(Stage):
             )
             models.save(network, tokenizer, first, out, lora=lora)
         else:
+            if reason := _apart(made):
+                out.say(f"The adapters are folded into full weights first: {reason}.")
             folder = out.path / "checkpoints"
             network = weights.averaged(
                 made, shares, folder, lambda done, total: out.progress(done, total, "weights")
@@ -76,3 +78,17 @@ class Average(Stage):
                 f"{model.key} and {first.key} have different chat templates. "
                 "Train them from one base, or set base.chat_template for both."
             )
+
+
+def _apart(made: list[Any]) -> str | None:
+    """Why these adapters cannot be one, in words; None: there are no adapters."""
+    specs = [models.describe(model) for model in made]
+    if not any(spec.adapter for spec in specs):
+        return None
+    if not all(spec.adapter for spec in specs):
+        return "they are beside models without one"
+    if any(spec.base != specs[0].base for spec in specs):
+        return "they are on different bases"
+    if any(spec.quantization != specs[0].quantization for spec in specs):
+        return "their bases are quantized differently"
+    return "not all are plain LoRA with the same whole modules (DoRA and embeddings are not)"

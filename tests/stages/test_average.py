@@ -277,13 +277,13 @@ def test_heads_of_reward_models_are_averaged_beside_their_adapters(
 
 
 @pytest.mark.parametrize(
-    ("one", "two", "quantization"),
+    ("one", "two", "quantization", "why"),
     [
-        ({**ALL, "use_dora": True}, ALL, None),
-        (ALL, ALL | HEAD, None),
-        (ALL, WORDS, None),
-        (ALL, ALL, NF4),
-        (None, ALL, NF4),
+        ({**ALL, "use_dora": True}, ALL, None, "not all are plain LoRA"),
+        (ALL, ALL | HEAD, None, "not all are plain LoRA with the same whole modules"),
+        (ALL, WORDS, None, "not all are plain LoRA"),
+        (ALL, ALL, NF4, "their bases are quantized differently"),
+        (None, ALL, NF4, "they are beside models without one"),
     ],
     ids=["dora", "modules-to-save", "embeddings", "quantization", "full"],
 )
@@ -294,12 +294,15 @@ def test_other_adapters_are_folded_into_full_weights(
     one: dict[str, Any] | None,
     two: dict[str, Any],
     quantization: dict[str, Any] | None,
+    why: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """DoRA, another set of whole modules, another quantization, or a model without an adapter."""
     first = adapted(tiny_model, tmp_path / "1", 1, one) if one else external(tiny_model)
     second = adapted(tiny_model, tmp_path / "2", 2, two, quantization=quantization)
     made = average(tmp_path / "a", first, second, weights=[3, 1])
     assert not is_adapter(made) and models.describe(made).quantization is None
+    assert f"folded into full weights first: {why}" in capsys.readouterr().err
     assert off_by(made, first, second, 0.75) < 1e-6
 
 
