@@ -42,6 +42,9 @@ TYPES = {
 }
 """The option that a profile's `distributed_type` stands for, as in `_validate_launch_command`."""
 
+OURS = {"config_file", "module", "help"}
+"""The options of `accelerate launch` that are no one's to set: `command` says them, or nobody."""
+
 
 @functools.cache
 def devices() -> int:
@@ -250,7 +253,7 @@ def problems(launch: dict[str, Any] | str | None) -> Iterator[tuple[str, str]]:
             yield at, wrong
             return
         yield from ((at, message) for message in _unknown_in(_read(*_file(profile))))
-    known = {*_options(), "slurm"} - {"config_file", "module", "help"}
+    known = {*_options(), "slurm"} - OURS
     for name in sorted(block.keys() - known):
         hint = nearest(name, known)
         yield f"launch.{name}", f'"{name}" is no option of `accelerate launch`.{hint}'
@@ -267,8 +270,8 @@ def problems(launch: dict[str, Any] | str | None) -> Iterator[tuple[str, str]]:
             "launch.main_process_port" if "main_process_port" in block else at,
             f"main_process_port is {port!r}; it must be 0, which takes a free port, to 65535.",
         )
-    if wrong := [*_machines(launch)]:
-        yield from wrong
+    if misplaced := [*_machines(launch)]:
+        yield from misplaced
     elif (ids := launch.get("gpu_ids") or "all") != "all":
         share = processes({"launch": launch}) // machines({"launch": launch})
         if (listed := len(str(ids).split(","))) < share:
@@ -291,7 +294,7 @@ def _unreadable(profile: Any) -> str | None:
 
 def _unknown_in(profile: dict[str, Any]) -> Iterator[str]:
     """A profile's wrong keys: accelerate refuses some late, and ignores those inside of blocks."""
-    known = {*options("accelerate.commands.config.config_args:ClusterConfig"), *_options()}
+    known = {*options("accelerate.commands.config.config_args:ClusterConfig"), *_options()} - OURS
     for name in sorted(_flat(profile).keys() - known):
         yield f'"{name}" is no key of a profile of accelerate.{nearest(name, known)}'
 

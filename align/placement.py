@@ -96,8 +96,8 @@ def _fsdp(stage: Any, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
     elif bits and shelf.source(type(stage)).stem != "sft":
         yield (
             "use_fsdp",
-            "FSDP2 with a 4-bit base trains by `sft` only: for pairs it is not supported anywhere "
-            f"(accelerate#3874, axolotl's support matrix). {WHOLE}",
+            "FSDP2 with a 4-bit base trains by `sft` only: for pairs others report that it fails "
+            f"(accelerate#3874, axolotl's support matrix), and it is not tried here. {WHOLE}",
         )
     elif bits and (stored := _storage(stage, bits)) != "bfloat16":
         yield (

@@ -156,7 +156,7 @@ def test_a_checkpoint_of_another_placement_is_not_read(
         stage.run(out)
 
 
-NO_4_BIT = ["for pairs it is not supported anywhere", "the same 4-bit base on every device"]
+NO_4_BIT = ["for pairs others report that it fails", "the same 4-bit base on every device"]
 REFUSED: list[tuple[str, dict[str, Any], str, list[str]]] = [
     ("dpo", {**LORA, "quantization": NF4, "launch": "fsdp2"}, "launch", NO_4_BIT),
     ("reward_model", {**LORA, "quantization": NF4, "launch": "fsdp2"}, "launch", NO_4_BIT),
