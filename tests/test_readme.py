@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from align.cli import main
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -71,3 +73,12 @@ def test_the_recipe_of_the_readme_is_read_and_its_two_mistakes_are_found(tmp_pat
     assert bad.returncode == 2
     for error in errors.splitlines():
         assert error in bad.stderr
+
+
+def test_what_the_readme_shows_of_an_estimate_is_what_is_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (shown,) = re.findall(r"```\n(on 16 GiB a GPU:\n.*?)```", README, flags=re.DOTALL)
+    assert main(["plan", "llama-3.1-8b", "--memory", "16GiB"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in shown.splitlines() if line not in printed] == []
