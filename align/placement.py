@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from align import launch, shelf
+from align import headers, launch, shelf
 from align.adapters import carried, root
 
 BITSANDBYTES = re.compile(r"(?!adamw_torch).*(bnb|bit|paged|lion|ademamix)")
@@ -138,5 +138,8 @@ def _deepspeed(stage: Any, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _quantization(stage: Any) -> dict[str, Any] | None:
     """The quantization of the base that a stage trains on; `pretrain` has no such key."""
     settings = dict(stage)
-    own = settings.get("quantization", "inherit")
-    return carried(settings.get("model"))[1] if own == "inherit" else own
+    model, own = settings.get("model"), settings.get("quantization", "inherit")
+    asked: dict[str, Any] | None = carried(model)[1] if own == "inherit" else own
+    base = root(model)
+    saved = headers.config(base).get("quantization_config") if base else None
+    return asked or (saved if isinstance(saved, dict) else None)

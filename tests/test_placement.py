@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -257,6 +258,18 @@ def test_what_works_is_not_refused(
     profile = f"recipes/launch/{settings['launch']}.yaml"
     settings = {**settings, "launch": profile, "batch_size": 16}
     assert list(ranks.stage("sft", str(tiny_model), rows["sft"], settings).check()) == []
+
+
+def test_a_base_that_is_4_bit_on_the_disk_is_refused_as_one_quantized_here(
+    tiny_model: Path, rows: dict[str, str], tmp_path: Path
+) -> None:
+    packed = shutil.copytree(tiny_model, tmp_path / "packed")
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", **NF4}
+    (packed / "config.json").write_text(json.dumps(config))
+    settings = {**LORA, "launch": "recipes/launch/fsdp2.yaml"}
+    found = list(ranks.stage("dpo", str(packed), rows["dpo"], settings).check())
+    assert any("FSDP2 with a 4-bit base" in message for _, message in found), found
 
 
 def test_zero_needs_deepspeed(
