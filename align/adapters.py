@@ -7,6 +7,7 @@ stage's process says the rest from the modules themselves, before it trains.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ ADDS_UP = frozenset(
 )
 """Keys of `LoraConfig` that adapters may differ in while what they add to a layer is B A x + b.
 Any other key that is not at its default may mean more: the average of such is not an adapter."""
+
+PLACES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 
 WHOLE = "modules_to_save"
 
@@ -154,7 +157,7 @@ def carried(model: Model | None) -> tuple[dict[str, Any] | None, dict[str, Any] 
         return spec.lora, spec.quantization
     settings = dict(model.stage)
     if "models" in settings:
-        return _averaged([carried(each) for each in settings["models"]], settings.get("weights"))
+        return _averaged(settings["models"], settings.get("weights"))
     if "lora" not in settings:
         return None, None
     lora, quantization = carried(settings.get("model"))
@@ -165,19 +168,45 @@ def carried(model: Model | None) -> tuple[dict[str, Any] | None, dict[str, Any] 
 
 
 def _averaged(
-    parts: list[tuple[dict[str, Any] | None, dict[str, Any] | None]], weights: list[float] | None
+    models: Sequence[Model], weights: list[float] | None
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """What the average of such models carries: one adapter where `weights.joinable` will say so."""
-    shares = weights or [1.0] * len(parts)
-    used = [part for part, share in zip(parts, shares, strict=False) if share]
-    blocks = [lora for lora, _ in used if lora is not None and lora.keys() - ADDS_UP <= {WHOLE}]
-    kept = [(bits, lora.get(WHOLE)) for (_, bits), lora in zip(used, blocks, strict=False)]
-    if not used or len(blocks) < len(used) or any(each != kept[0] for each in kept):
+    shares = weights or [1.0] * len(models)
+    used = [model for model, share in zip(models, shares, strict=False) if share]
+    parts = [carried(model) for model in used]
+    blocks = [lora for lora, _ in parts if lora is not None and lora.keys() - ADDS_UP <= {WHOLE}]
+    if not used or len(blocks) < len(used):
         return None, None
-    rank = sum(
-        max([block.get("r", 8), *block.get("rank_pattern", {}).values()]) for block in blocks
-    )
-    return {**blocks[0], "r": rank, "lora_alpha": rank}, used[0][1]
+    kept = [
+        (root(model), bits, lora.get(WHOLE))
+        for model, (_, bits), lora in zip(used, parts, blocks, strict=True)
+    ]
+    if any(each != kept[0] for each in kept):
+        return None, None
+    return joint(blocks, sum(map(_most, blocks))), parts[0][1]
+
+
+def joint(blocks: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
+    """The `lora:` of the one adapter of this rank that plain adapters add up to.
+
+    Where they are on different modules it is on those of all, as far as their blocks say which.
+    """
+    kept = [{key: block[key] for key in (*PLACES, WHOLE) if key in block} for block in blocks]
+    found = kept[0]
+    if any(each != found for each in kept):
+        named = [block.get("target_modules") for block in blocks]
+        found = {key: value for key, value in found.items() if key == WHOLE}
+        if all(isinstance(modules, list) for modules in named):
+            found["target_modules"] = sorted({name for modules in named for name in modules or ()})
+        else:
+            found["target_modules"] = "all-linear"
+    return {"r": rank, "lora_alpha": rank, **found}
+
+
+def _most(block: dict[str, Any]) -> int:
+    """The largest rank of an adapter; one that began in the base's weights is saved with twice."""
+    rank: int = max([block.get("r", 8), *(block.get("rank_pattern") or {}).values()])
+    return 2 * rank if moves_base(block) else rank
 
 
 def root(model: Model | None) -> Base | None:

@@ -7,6 +7,7 @@ Whatever is asked here of files that cannot be read has the answer "unknown": `o
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,9 @@ def tensors(path: Path) -> Shapes:
 def modules(base: Base) -> Shapes | None:
     """The modules of a base that have a weight, as transformers calls them; None where unknown.
 
-    Unknown are weights that transformers renames or joins as it loads them: those of experts and of
-    models with several parts. The shape is () where it is not known, as of packed weights.
+    Unknown are weights that transformers renames or joins as it loads them: those of experts, of
+    models with several parts, and of those saved without their head (`layers.0…`). The shape is ()
+    where it is not known, as of packed weights.
     """
     path, about = folder(base), config(base)
     if path is None:
@@ -92,6 +94,8 @@ def modules(base: Base) -> Shapes | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     if not found or "text_config" in about or any(".experts." in name for name in found):
+        return None
+    if any(re.match(r"\w+\.\d", name) for name in found):
         return None
     packed = "quantization_config" in about
     weights = {

@@ -7,9 +7,9 @@ on random tokens, where a model has nothing to say and its likeliest tokens are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import cycle, islice, takewhile
 from typing import Any
 
 import torch
@@ -42,6 +42,15 @@ PROMPTS = (
 """What models are compared on where the recipe names no prompts: no data set's, so that no adapter
 was trained on them, and written as a user would."""
 
+ANSWERS = (
+    "Yes.",
+    "I do not know.",
+    "Let me think about it. First, it depends on what you mean; second, on what you need it for.",
+    "Here is a list: one, two, three.",
+    "No, no, no, no.",
+)
+"""What reward models score after the prompts, one after another: they rank dialogs with answers."""
+
 
 @dataclass(frozen=True)
 class Said:
@@ -56,18 +65,28 @@ class Said:
 
 
 def prompts(
-    sources: Sequence[Prompts | Source], tokenizer: Any, seed: int, out: Out
+    sources: Sequence[Prompts | Source], tokenizer: Any, seed: int, out: Out, *, head: bool = False
 ) -> list[list[int]]:
-    """Token ids of the first `MOST` prompts of the sources, or of `PROMPTS`."""
-    rows = data.mix(sources, Prompts, seed, out)
-    if sources:
-        return [
-            chat.prompt(tokenizer, row["prompt"], row.get("tools"))
-            for row, _ in zip(rows, range(MOST), strict=False)
-        ]
-    if tokenizer.chat_template is None:
-        return [tokenizer(text).input_ids for text in PROMPTS]
-    return [chat.prompt(tokenizer, [{"role": "user", "content": text}]) for text in PROMPTS]
+    """Token ids of the first `MOST` prompts of the sources, or of `PROMPTS`.
+
+    `head`: for reward models, each with one of `ANSWERS`.
+    """
+    rows: Iterable[dict[str, Any]] = data.mix(sources, Prompts, seed, out)
+    if not sources and tokenizer.chat_template is None:
+        pairs = zip(PROMPTS, cycle(ANSWERS), strict=False)
+        return [tokenizer(f"{text} {said}" if head else text).input_ids for text, said in pairs]
+    if not sources:
+        rows = [{"prompt": [{"role": "user", "content": text}]} for text in PROMPTS]
+    found = []
+    for row, said in zip(islice(rows, MOST), cycle(ANSWERS), strict=False):
+        messages, tools = row["prompt"], row.get("tools")
+        answer = {"role": "assistant", "content": said}
+        found.append(
+            chat.encode_one(tokenizer, [*messages, answer], tools).ids
+            if head
+            else chat.prompt(tokenizer, messages, tools)
+        )
+    return found
 
 
 def ask(
@@ -112,18 +131,25 @@ def _logits(network: Any, ids: list[int], last: int) -> torch.Tensor:
 def compare(first: Said, second: Said) -> dict[str, float]:
     """How far the second model is from the first.
 
-    `max_logit_difference`, and `max_logit` to hold it against. Of language models also
+    `max_logit_difference`, and `max_logit` to hold it against; NaN where a logit is. Of reward
+    models also `max_rank_difference`, the difference less its mean, which changes no ranking, and
+    `spread`, the standard deviation of the first model's scores. Of language models also
     `top_1_agreement`, the share of places where both find the same token likeliest;
     `kl_per_token`, KL(first || second) in nats, averaged over places; `same_answers`; and
     `same_tokens`, the share of the first model's tokens before the second's answer departs.
     """
     both = list(zip(first.logits, second.logits, strict=True))
     found = {
-        "max_logit_difference": max(float((a - b).abs().max()) for a, b in both),
-        "max_logit": max(float(a.abs().max()) for a, _ in both),
+        "max_logit_difference": _largest([a - b for a, b in both]),
+        "max_logit": _largest(first.logits),
     }
     if not first.answers:
-        return found
+        scores, others = (torch.cat(said.logits).flatten() for said in (first, second))
+        moved = scores - others
+        return found | {
+            "max_rank_difference": _largest([moved - moved.mean()]),
+            "spread": float(scores.std(correction=0)),
+        }
     places = sum(len(a) for a, _ in both)
     answers = list(zip(first.answers, second.answers, strict=True))
     return found | {
@@ -132,6 +158,16 @@ def compare(first: Said, second: Said) -> dict[str, float]:
         "same_answers": sum(a == b for a, b in answers) / len(answers),
         "same_tokens": sum(_alike(a, b) for a, b in answers) / sum(len(a) for a, _ in answers),
     }
+
+
+def finite(said: Said) -> bool:
+    """Whether all logits are numbers."""
+    return all(bool(logits.isfinite().all()) for logits in said.logits)
+
+
+def _largest(tensors: Sequence[torch.Tensor]) -> float:
+    """The largest absolute value; torch's maximum is NaN where any is, Python's is not."""
+    return float(torch.stack([tensor.abs().max() for tensor in tensors]).max())
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> int:

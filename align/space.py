@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import slurm, store
+from align.adapters import carried
 from align.artifacts import Artifact, Model, read_json
 from align.errors import StageFailed
 from align.estimate.anatomy import anatomy
@@ -33,7 +34,8 @@ model is 4 %."""
 def check(plan: Plan, missing: Sequence[Planned]) -> None:
     """See that the disk has room for what is missing.
 
-    Counted are the models that stay, and once the checkpoints of the largest training. Not counted
+    Counted are the models that stay, and once what the largest stage has on the disk while it runs:
+    the checkpoints of a training, the folded models of an average. Not counted
     is a model whose shape is not known and whose files are not here.
 
     Raises:
@@ -64,12 +66,25 @@ def stays(stage: Planned) -> float:
     consumed = [value for value in _models(stage) if isinstance(value, Model)]
     full = max((_weights(model) for model in consumed), default=0.0)
     adapted = stage.record["settings"].get("lora") or any(map(_adapter, consumed))
-    return full * ADAPTER if adapted and stage.kind != "merge" else full
+    whole = stage.kind in ("merge", "average") and carried(stage.artifact)[0] is None
+    return full * ADAPTER if adapted and not whole else full
 
 
 def passes(stage: Planned) -> float:
-    """The bytes of the checkpoints that a stage has while it trains."""
-    return 3 * CHECKPOINTS * stays(stage) if "trainer" in stage.record["settings"] else 0.0
+    """The bytes that a stage has on the disk only while it runs.
+
+    The checkpoints of a training; of an average that is no adapter, the models with one but the
+    first, which `weights.averaged` folds and writes.
+    """
+    if "trainer" in stage.record["settings"]:
+        return 3 * CHECKPOINTS * stays(stage)
+    made = stage.artifact
+    if stage.kind != "average" or not isinstance(made, Model) or carried(made)[0] is not None:
+        return 0.0
+    settings = dict(stage.stage)
+    shares = settings["weights"] or [1.0] * len(settings["models"])
+    used = [model for model, share in zip(settings["models"], shares, strict=True) if share]
+    return stays(stage) * sum(carried(model)[0] is not None for model in used[1:])
 
 
 def _models(stage: Planned) -> Iterable[object]:

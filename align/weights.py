@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from align import models
+from align import adapters, models
 from align.adapters import ADDS_UP, unfoldable
 from align.artifacts import Model, RewardModel, read_json
 from align.errors import StageFailed
+from align.targets import moves_base
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -184,6 +185,8 @@ def joinable(made: Sequence[Model]) -> bool:
         if spec.adapter is None:
             return False
         config = read_json(spec.adapter / "adapter_config.json")
+        if moves_base(config):  # saved by PEFT alone: its B A is for the base less the first B A
+            return False
         saved = {key: config.get(key) for key in ("task_type", "modules_to_save")}
         others = {key: value for key, value in config.items() if key not in ADDS_UP | set(saved)}
         with safe_open(spec.adapter / ADAPTER, framework="pt") as file:
@@ -218,13 +221,11 @@ def joined(made: Sequence[Model], shares: Sequence[float]) -> tuple[Any, dict[st
     state = _stacked(configs, parts, [share / sum(shares) for share in shares])
     downs = [name for name in state if _is_down(name)]
     rank = state[downs[0]].shape[0]
-    asked = [(spec.lora or {}).get("target_modules") for spec in specs]
-    modules = sorted(map(_module, downs))
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         lora_dropout=configs[0].lora_dropout,
-        target_modules=modules,
+        target_modules=sorted(map(_module, downs)),
         modules_to_save=configs[0].modules_to_save,
         lora_bias=any(each.lora_bias for each in configs),
         task_type=configs[0].task_type,
@@ -238,12 +239,7 @@ def joined(made: Sequence[Model], shares: Sequence[float]) -> tuple[Any, dict[st
         empty = kind.from_config(shape)
     network = get_peft_model(empty.to_empty(device="cpu"), config)  # pages never touched
     set_peft_model_state_dict(network, state)
-    same = asked[0] is not None and all(targets == asked[0] for targets in asked)
-    return network, {
-        "r": rank,
-        "lora_alpha": rank,
-        "target_modules": asked[0] if same else modules,
-    }
+    return network, adapters.joint([spec.lora or {} for spec in specs], rank)
 
 
 def _stacked(configs: Sequence[Any], parts: Sequence[Tensors], shares: Sequence[float]) -> Tensors:

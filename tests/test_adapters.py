@@ -653,6 +653,21 @@ def test_an_adapter_of_another_model_is_found_by_the_plan(
     assert f"tokenizer in {foreign} has 264 tokens, and the base {tiny_model} 263" in found
 
 
+def test_an_adapter_on_a_base_saved_without_its_head_is_not_refused(
+    foreign: Path, tmp_path: Path, tiny_model: Path, planned: Callable[..., list[str]]
+) -> None:
+    """Its weights are `layers.0…`, which transformers puts below `model.` as it loads them."""
+    from transformers import AutoModel
+
+    AutoModel.from_pretrained(tiny_model).save_pretrained(tmp_path / "bare")
+    models.tokenizer(base(tiny_model)).save_pretrained(tmp_path / "bare")
+    assert not any(
+        name.startswith("model.") for name in load_file(tmp_path / "bare/model.safetensors")
+    )
+    edit(foreign, base_model_name_or_path=str(tmp_path / "bare"))
+    assert planned("seed: 1", model=foreign) == []
+
+
 def test_an_adapter_that_is_damaged_or_in_a_bin_file_is_refused(
     foreign: Path, planned: Callable[..., list[str]]
 ) -> None:

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
-from align import models, recipe
+from align import models, recipe, space
+from align.adapters import carried
 from align.artifacts import Model, RewardModel
+from align.data import Source
 from align.errors import RecipeError, StageFailed
 from align.out import Out
 from align.stages.average import Average
+from align.stages.sft import Sft
 from align.weights import folded
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
@@ -306,6 +309,23 @@ def test_other_adapters_are_folded_into_full_weights(
     assert off_by(made, first, second, 0.75) < 1e-6
 
 
+def test_an_adapter_that_began_in_the_base_and_was_not_converted_is_folded(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """As PEFT alone saves PiSSA: its B A is for the base less the first B A."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    lora = LoraConfig(**ALL, init_lora_weights="pissa", task_type="CAUSAL_LM")
+    network = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora)
+    disturb(network, 1)
+    network.save_pretrained(tmp_path / "foreign")
+    model = external(tmp_path / "foreign")
+    made = weights(average(tmp_path / "a", model, model))
+    for name, weight in weights(model).items():
+        assert (made[name] - weight).abs().max() < 1e-6, name
+
+
 def test_an_average_of_adapters_goes_on_as_one_adapter(tiny_model: Path, tmp_path: Path) -> None:
     made = [adapted(tiny_model, tmp_path / str(i), i, ALL) for i in (1, 2)]
     both = average(tmp_path / "a", *made)
@@ -359,6 +379,60 @@ def test_the_plan_knows_which_adapter_an_average_carries(
         found = [str(each) for each in error.problems]
     assert len(found) == (problem is not None)
     assert problem is None or problem in found[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (ALL, ALL),
+        (ALL | {"lora_dropout": 0.1, "rank_pattern": {"q_proj": 7}}, ALL | {"use_rslora": True}),
+        (QUERIES, ALL | {"target_modules": ["v_proj", "up_proj"]}),
+        (ALL | HEAD, QUERIES | HEAD),
+        (ALL | {"init_lora_weights": "pissa"}, ALL),
+    ],
+    ids=["alike", "patterns", "targets", "modules-to-save", "pissa"],
+)
+def test_the_average_is_described_as_it_was_planned(
+    tiny_model: Path, tmp_path: Path, one: dict[str, Any], two: dict[str, Any]
+) -> None:
+    trained, planned = [], []
+    for i, lora in enumerate((one, two)):
+        trained.append(adapted(tiny_model, tmp_path / str(i), i, lora))
+        stage = Sft(model=external(tiny_model), data=[Source(path="d.jsonl")], lora=lora)
+        planned.append(Model(tmp_path / "later", stage=stage))
+    ahead = Model(tmp_path / "later", stage=Average(models=planned))
+    assert carried(ahead)[0] == models.describe(average(tmp_path / "a", *trained)).lora
+
+
+@pytest.mark.parametrize(
+    ("loras", "shares", "written"),
+    [
+        ((None, ALL, ALL), None, 2),
+        ((ALL, None, ALL), None, 1),
+        ((None, ALL, ALL), [1, 1, 0], 1),
+        ((ALL, ALL, ALL), None, 0),
+        ((None, None), None, 0),
+    ],
+)
+def test_the_models_that_an_average_folds_are_counted_on_the_disk(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    loras: tuple[dict[str, Any] | None, ...],
+    shares: list[float] | None,
+    written: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    stages: dict[str, Any] = {
+        f"s{i}": {"use": "sft", "model": "base", "data": "d.jsonl", "lora": lora}
+        for i, lora in enumerate(loras)
+    }
+    stages["average"] = {"models": list(stages), "weights": shares}
+    (tmp_path / "r.yaml").write_text(json.dumps({"base": str(tiny_model), "stages": stages}))
+    stage = recipe.read("r.yaml").stages["average"]
+    assert space.stays(stage) > 0
+    assert space.passes(stage) == written * space.stays(stage)
 
 
 # -- what is refused -----------------------------------------------------------------------------

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from align import models, parity, recipe, weights
 from align.artifacts import Model, RewardModel
 from align.data import Source
 from align.errors import RecipeError, StageFailed
 from align.out import Out
+from align.stages import merge
 from align.stages.merge import Merge
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -153,7 +155,6 @@ def test_it_is_added_in_float32_and_saved_in_the_bases_own_precision(
 ) -> None:
     """PEFT's own merge rounds the product to bfloat16 first."""
     import torch
-    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     path = tiny_model
@@ -197,6 +198,47 @@ def test_a_merge_that_does_not_agree_is_refused_and_leaves_no_model(
     with pytest.raises(StageFailed, match="The merged model is not the adapted one: on the same"):
         Merge(model=model).run(new(tmp_path / "merged"))
     assert [path.name for path in (tmp_path / "merged").iterdir()] == ["metrics.json"]
+
+
+def test_logits_that_are_no_numbers_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """Wherever they are: Python's own maximum drops a NaN that is not the first."""
+    import torch
+
+    first, second = (parity.Said([], [torch.ones(1, 1) for _ in range(3)]) for _ in range(2))
+    second.logits[1][0] = float("nan")
+    problem = merge._problem(parity.compare(first, second), True)
+    assert problem == "The logits of the merged model are not all finite numbers."
+    model = adapted(external(tiny_model), tmp_path / "rm", head=True)
+    file = model.path / "adapter" / "adapter_model.safetensors"
+    save_file({name: weight * torch.inf for name, weight in load_file(file).items()}, file)
+    with pytest.raises(StageFailed, match="are not all finite numbers: there is nothing to comp"):
+        Merge(model=model).run(new(tmp_path / "merged"))
+
+
+def test_scores_are_held_against_their_spread() -> None:
+    """Scores of 10 +- 0.1 that move by 0.1 are others; all by the same rank as before."""
+    import torch
+
+    scores = 10 + torch.linspace(-0.1, 0.1, 8)
+    first = parity.Said([], [score.view(1, 1) for score in scores])
+    for moved, fine in ((scores + 0.1, True), (scores.flip(0), False)):
+        second = parity.Said([], [score.view(1, 1) for score in moved])
+        problem = merge._problem(parity.compare(first, second), False)
+        assert (problem is None) == fine, problem
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_reward_models_are_compared_on_answers(
+    tiny_model: Path, tmp_path: Path, given: bool
+) -> None:
+    rows = tmp_path / "prompts.jsonl"
+    rows.write_text(json.dumps({"prompt": "Say it"}) + "\n")
+    sources = [Source(path=str(rows))] if given else []
+    tokenizer = models.tokenizer(external(tiny_model))
+    batch = parity.prompts(sources, tokenizer, 0, new(tmp_path / "x"), head=True)
+    assert len(batch) == (1 if given else len(parity.PROMPTS))
+    for ids, answer in zip(batch, parity.ANSWERS, strict=False):
+        assert answer in tokenizer.decode(ids)
 
 
 def test_a_model_without_an_adapter_is_refused(tiny_model: Path, tmp_path: Path) -> None:
