@@ -54,6 +54,10 @@ OWNED = {
 }
 """Keys of submitit that a recipe may not set, and why."""
 
+MISSING = (
+    "Jobs are submitted with submitit, which is not installed: pip install 'align-recipes[slurm]'."
+)
+
 _EXECUTOR = "submitit.slurm.slurm:SlurmExecutor"
 
 
@@ -64,21 +68,9 @@ def problems(launch: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "launch.slurm", f"This is a block of submitit's parameters, not {show(block)}."
         return
     if importlib.util.find_spec("submitit") is None:
-        yield (
-            "launch.slurm",
-            "Jobs are submitted with submitit, which is not installed: "
-            "pip install 'align-recipes[slurm]'.",
-        )
+        yield "launch.slurm", MISSING
         return
-    yield from _keys(block)
-    if "timeout_min" not in block and "slurm_time" not in block:
-        yield (
-            "launch.slurm",
-            '"timeout_min" is missing, and submitit would ask for 5 minutes. A job that reaches '
-            "its limit saves a checkpoint and is queued again.",
-        )
-    elif isinstance(limit := block.get("timeout_min"), int) and limit < 1:
-        yield "launch.slurm.timeout_min", f"It is {limit}; it must be a whole number from 1."
+    yield from parameters(block, "launch.slurm", OWNED, "saves a checkpoint and is queued again")
     machines, gpus = launch.get("num_machines", 1), block.get("gpus_per_node")
     if "num_processes" not in launch:
         yield (
@@ -94,20 +86,35 @@ def problems(launch: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
 
 
-def _keys(block: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def parameters(
+    block: dict[str, Any], at: str, owned: dict[str, str], then: str
+) -> Iterator[tuple[str, str]]:
+    """What is wrong with the block `at` of submitit's parameters, as (key, message).
+
+    `owned` are those a recipe may not set there, and why; `then` is what a job does whose time is
+    over.
+    """
     known = _known()
     for key, value in block.items():
-        if key in OWNED:
-            yield f"launch.slurm.{key}", f'"{key}" cannot be set here: {OWNED[key]}.'
+        if key in owned:
+            yield f"{at}.{key}", f'"{key}" cannot be set here: {owned[key]}.'
         elif key == "cluster":
             if value not in CLUSTERS:
-                yield "launch.slurm.cluster", f'It must be "slurm" or "local", not {show(value)}.'
+                yield f"{at}.cluster", f'It must be "slurm" or "local", not {show(value)}.'
         elif key not in known:
-            names = known.keys() - OWNED.keys()
+            names = known.keys() - owned.keys()
             hint = nearest(key, names) or nearest(f"slurm_{key}", names)
-            yield f"launch.slurm.{key}", f'"{key}" is no parameter of submitit.{hint}'
+            yield f"{at}.{key}", f'"{key}" is no parameter of submitit.{hint}'
         elif not known[key].accepts(value):
-            yield f"launch.slurm.{key}", f'"{key}" must be {known[key]}, not {show(value)}.'
+            yield f"{at}.{key}", f'"{key}" must be {known[key]}, not {show(value)}.'
+    if "timeout_min" not in block and "slurm_time" not in block:
+        yield (
+            at,
+            '"timeout_min" is missing, and submitit would ask for 5 minutes. A job that reaches '
+            f"its limit {then}.",
+        )
+    elif isinstance(limit := block.get("timeout_min"), int) and limit < 1:
+        yield f"{at}.timeout_min", f"It is {limit}; it must be a whole number from 1."
 
 
 def _known() -> dict[str, Type]:
@@ -128,12 +135,17 @@ def _known() -> dict[str, Type]:
 
 def unable(launch: dict[str, Any]) -> str | None:
     """Why no job can be submitted on this machine; None: it can."""
-    if launch["slurm"].get("cluster", "slurm") == "slurm" and shutil.which("sbatch") is None:
+    if no_sbatch(launch["slurm"]):
         return (
             "There is no sbatch here, and `slurm:` submits a job. Run this on a login node of the "
             "cluster; `slurm: {cluster: local}` tries the job on this machine."
         )
     return None
+
+
+def no_sbatch(block: dict[str, Any]) -> bool:
+    """Whether submitit's parameters want a cluster that is not at hand."""
+    return block.get("cluster", "slurm") == "slurm" and shutil.which("sbatch") is None
 
 
 def run(
@@ -152,7 +164,7 @@ def run(
         KeyboardInterrupt: we were told to stop; the job has saved a checkpoint and ended.
     """
     job = _job(work)
-    if job is None or (_ended(job) and not _made(work)):
+    if job is None or (ended(job) and not _made(work)):
         job = _submit(work, launch, name, task)
         say(f"Job {job.job_id} is submitted; its files: {folder(work)}")
     else:
@@ -183,36 +195,52 @@ def run(
 def kept(work: Path) -> bool:
     """Whether a job is making the stage in `work`, or has made it while nobody watched."""
     job = _job(work)
-    return job is not None and (not _ended(job) or _made(work))
+    return job is not None and (not ended(job) or _made(work))
 
 
 def _submit(work: Path, launch: dict[str, Any], name: str, task: Callable[[], None]) -> Any:
-    import submitit
-
-    block = {"cluster": "slurm", "name": name, **launch["slurm"]}
-    cluster, machines = block.pop("cluster"), launch.get("num_machines", 1)
-    made_with = {f"slurm_{name}" for name in options(_EXECUTOR)} & block.keys()
-    executor_keys = {key: block.pop(key) for key in made_with}
+    cluster, machines = launch["slurm"].get("cluster", "slurm"), launch.get("num_machines", 1)
     if cluster == "slurm":
         # a machine that fails ends the others, which would wait for it
-        block = {"slurm_srun_args": ["--kill-on-bad-exit=1"], **block}
-        block |= {"nodes": machines, "tasks_per_node": 1}
+        kill = {"slurm_srun_args": ["--kill-on-bad-exit=1"]}
+        block = {**kill, **launch["slurm"], "nodes": machines, "tasks_per_node": 1}
     else:  # submitit's local executor knows one machine: two tasks of it stand for two machines
-        block |= {"nodes": 1, "tasks_per_node": machines}
+        block = {**launch["slurm"], "nodes": 1, "tasks_per_node": machines}
     for left in (STOP, RUNS):
         (work / left).unlink(missing_ok=True)
+    with submitting("launch.slurm"):
+        job = executor(work, name, block).submit(task)
+    store.write_json(work / NOTE, {"cluster": cluster, "id": job.job_id, "machines": machines})
+    return job
+
+
+def executor(work: Path, name: str, block: dict[str, Any]) -> Any:
+    """submitit's executor for jobs of the stage in `work`, with the parameters of a block."""
+    import submitit
+
+    block = {"cluster": "slurm", "name": name, **block}
+    made_with = {f"slurm_{name}" for name in options(_EXECUTOR)} & block.keys()
+    cluster, of_executor = block.pop("cluster"), {key: block.pop(key) for key in made_with}
+    made = submitit.AutoExecutor(folder=folder(work), cluster=cluster, **of_executor)
+    made.update_parameters(**block)
+    return made
+
+
+@contextlib.contextmanager
+def submitting(at: str) -> Iterator[None]:
+    """Make a sentence of what submitit raises when a job cannot be submitted.
+
+    Raises:
+        StageFailed: there is no srun or no sbatch, or sbatch has refused the block `at`.
+    """
     try:
-        executor = submitit.AutoExecutor(folder=folder(work), cluster=cluster, **executor_keys)
-        executor.update_parameters(**block)
-        job = executor.submit(task)
-    except (RuntimeError, OSError) as error:  # no srun, no sbatch, or what sbatch said
+        yield
+    except (RuntimeError, OSError) as error:
         said = [line for line in str(error).splitlines() if line.strip()]
         raise StageFailed(
             f"No job could be submitted: {said[-1].strip() if said else type(error).__name__} "
-            "Look at `launch.slurm`; nothing is in the queue."
+            f"Look at `{at}`; nothing is in the queue."
         ) from None
-    store.write_json(work / NOTE, {"cluster": cluster, "id": job.job_id, "machines": machines})
-    return job
 
 
 def _job(work: Path) -> Any | None:
@@ -226,7 +254,7 @@ def _job(work: Path) -> Any | None:
     return kind(folder=folder(work), job_id=note["id"], tasks=list(range(note["machines"])))
 
 
-def _ended(job: Any) -> bool:
+def ended(job: Any) -> bool:
     """Whether nothing of the job is left, in the queue or running."""
     import submitit
 
@@ -245,7 +273,7 @@ def _ended(job: Any) -> bool:
 
 
 def _wait(job: Any) -> None:
-    while not _ended(job):
+    while not ended(job):
         for _ in range(ASK):
             time.sleep(LOOK)
             if job.done():
