@@ -55,57 +55,71 @@ class Sample(Stage):
         yield from models.check_template(self.model)
 
     def run(self, out: Out) -> Samples:
-        """Sample shard by shard."""
+        """Plan the shards, then draw one after the other."""
+        size = self.shard or max(1, SHARD // self.n)
+        shards.make(out, shards.cut(self.planned(out), size), self)
+        return Samples(out.path)
+
+    def planned(self, out: Out) -> Iterator[dict[str, Any]]:
+        """The prompts that are asked, one at a time; the others are counted."""
+        from align import chat
+
+        tokenizer, limit = models.tokenizer(self.model), context(self.model)
+        asked = 0
+        for row in mix(self.prompts, Prompts, self.seed, out):
+            ids = chat.prompt(tokenizer, row["prompt"], row.get("tools"))
+            if len(ids) < limit:
+                asked += 1
+                yield row
+            else:
+                out.count("dropped.prompt_too_long", example={"id": row["id"], "tokens": len(ids)})
+        if not asked:
+            raise StageFailed(
+                f"Every prompt is longer than the {limit} tokens that {self.model.key} can read. "
+                "Use shorter prompts or another model."
+            )
+
+    def worker(self, out: shards.Shard) -> shards.Work:
+        """Load the model; a shard's prompts are read and answered together."""
         from align import chat, generate
 
         tokenizer = models.tokenizer(self.model)
         network = generate.folded(models.load(self.model))
-        rows, encoded = [], {}
-        for row in mix(self.prompts, Prompts, self.seed, out):
-            ids = chat.prompt(tokenizer, row["prompt"], row.get("tools"))
-            if len(ids) < generate.context(network):
-                rows.append(row)
-                encoded[row["id"]] = ids
-            else:
-                out.count("dropped.prompt_too_long", example={"id": row["id"], "tokens": len(ids)})
-        if not rows:
-            raise StageFailed(
-                f"Every prompt is longer than the {generate.context(network)} tokens that "
-                f"{self.model.key} can read. Use shorter prompts or another model."
-            )
-        size, total = self.shard or max(1, SHARD // self.n), self.n * len(rows)
 
         def work(number: int, shard: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-            def progress(tokens: int) -> None:
-                done = self.n * (number * size + len(drawn))
-                out.progress(done, total, "answers", f"{tokens:,} tokens of shard {number}")
-
             drawn: dict[int, list[dict[str, Any]]] = {}
             for i, answers in generate.generate(
                 network,
                 tokenizer,
-                [encoded[row["id"]] for row in shard],
+                [chat.prompt(tokenizer, row["prompt"], row.get("tools")) for row in shard],
                 [row["id"] for row in shard],
                 n=self.n,
                 seed=self.seed,
                 generation=self.generation,
                 rows=self.rows,
-                progress=progress,
+                progress=lambda tokens: out.progress(
+                    len(drawn), len(shard), "prompts", tokens=tokens
+                ),
             ):
                 drawn[i] = [asdict(answer) for answer in answers]
             for i, row in enumerate(shard):
                 columns = {k: v for k, v in row.items() if k not in ("id", "prompt")}
                 kept = {"id": row["id"], "prompt": row["prompt"], "columns": columns}
                 yield {**kept, "completions": drawn[i]}
+                out.count("prompts")
+                for answer in drawn[i]:
+                    out.count("answers")
+                    out.count("tokens", len(answer["token_ids"]))
+                    if answer["finish"] == "length":
+                        out.count("cut", example={"id": row["id"], "end": answer["text"][-200:]})
 
-        shards.make(out, shards.cut(rows, size), work)
-        out.progress(total, total, "answers")
-        samples = Samples(out.path)
-        for row in samples.rows():
-            out.count("prompts")
-            for answer in row["completions"]:
-                out.count("answers")
-                out.count("tokens", len(answer["token_ids"]))
-                if answer["finish"] == "length":
-                    out.count("cut", example={"id": row["id"], "end": answer["text"][-200:]})
-        return samples
+        return work
+
+
+def context(model: Model) -> int:
+    """The most tokens the model can attend to (a large number where its config names none)."""
+    from transformers import AutoConfig
+
+    base = models.describe(model).base
+    config = AutoConfig.from_pretrained(base.path, revision=base.revision)
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30)

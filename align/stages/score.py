@@ -49,18 +49,26 @@ class Score(Stage):
 
     def run(self, out: Out) -> Scored:
         """Score shard by shard; reward models that are adapters on one base share it."""
+        shards.make(out, shards.cut(self.samples.rows(), self.shard), self)
+        scored = Scored(out.path)
+        summary = _summary(scored, out)
+        (out.path / "metrics.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        return scored
+
+    def worker(self, out: shards.Shard) -> shards.Work:
+        """Every reward on a shard's answers, one reward after the other."""
         names = rewards.names(self.rewards)
         weights = self.combine or {names[0]: 1.0}
         together = len(names) > 1 and rewards.on_one_base(self.rewards)
-        total = sum(len(row["completions"]) for row in self.samples.rows())
-        done = 0
-
-        def progress(more: int) -> None:
-            nonlocal done
-            done += more
-            out.progress(done / len(names), total, "answers")
 
         def work(number: int, shard: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+            done = 0
+
+            def progress(more: int) -> None:
+                nonlocal done
+                done += more
+                out.progress(done, len(names) * len(answers), "answers")
+
             answers = [answer for row in shard for answer in row["completions"]]
             owners = [row for row in shard for _ in row["completions"]]
             prompts = [row["prompt"] for row in owners]
@@ -81,11 +89,7 @@ class Score(Stage):
             for row in shard:
                 yield {**row, "completions": list(islice(results, len(row["completions"])))}
 
-        shards.make(out, shards.cut(self.samples.rows(), self.shard), work)
-        scored = Scored(out.path)
-        summary = _summary(scored, out)
-        (out.path / "metrics.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        return scored
+        return work
 
 
 def combined(numbers: rewards.Numbers, weights: dict[str, float]) -> float | None:
