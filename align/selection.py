@@ -1,10 +1,17 @@
-"""What `reject` and `pair` share: which answers may be chosen, and chance that is not an order."""
+"""What `reject` and `pair` share: which answers may be chosen, in which order, and chance.
+
+Every function looks at one prompt's row at a time, so that neither stage holds the others.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
+from align.artifacts import Scored
 from align.out import Out
 
 Row = dict[str, Any]
@@ -13,8 +20,44 @@ Row = dict[str, Any]
 Answer = dict[str, Any]
 """A completion of such a row."""
 
+Ties = Literal["first", "shortest", "random"]
 
-def candidates(row: Row, allow_cut: bool, out: Out) -> list[Answer]:
+
+class Earlier:
+    """The answers of an earlier round by prompt; only where each row lies is kept in memory."""
+
+    def __init__(self, scored: Scored) -> None:
+        self._places: dict[str, tuple[Path, int]] = {}
+        for file in scored.files():
+            at = 0
+            with file.open("rb") as lines:
+                for line in lines:
+                    self._places[json.loads(line)["id"]] = file, at
+                    at += len(line)
+
+    def answers(self, prompt: str) -> list[Answer]:
+        """The answers to the prompt of that id, none where it was not asked then."""
+        if prompt not in self._places:
+            return []
+        file, at = self._places[prompt]
+        with file.open("rb") as lines:
+            lines.seek(at)
+            found: list[Answer] = json.loads(lines.readline())["completions"]
+        return found
+
+
+def merged(scored: Scored, bank: Sequence[Earlier]) -> Iterator[Row]:
+    """The rows, the answers of earlier rounds after their own: numbered on, marked as `earlier`."""
+    for row in scored.rows():
+        completions = list(row["completions"])
+        for one in bank:
+            start = 1 + max((answer["index"] for answer in completions), default=-1)
+            for answer in one.answers(row["id"]):
+                completions.append({**answer, "index": start + answer["index"], "earlier": True})
+        yield {**row, "completions": completions}
+
+
+def candidates(row: Row, allow_cut: bool, out: Out | None) -> list[Answer]:
     """The answers that may be chosen, in the order of their index; the others are counted.
 
     Answers without a score (no reward applied) and, unless allowed, those that were cut.
@@ -22,12 +65,42 @@ def candidates(row: Row, allow_cut: bool, out: Out) -> list[Answer]:
     found = []
     for answer in sorted(row["completions"], key=lambda answer: answer["index"]):
         if answer["score"] is None:
-            out.count("dropped.no_score", example={"id": row["id"], "index": answer["index"]})
+            why, example = "no_score", {"id": row["id"], "index": answer["index"]}
         elif answer["finish"] == "length" and not allow_cut:
-            out.count("dropped.cut", example={"id": row["id"], "end": answer["text"][-200:]})
+            why, example = "cut", {"id": row["id"], "end": answer["text"][-200:]}
         else:
             found.append(answer)
+            continue
+        if out is not None:
+            out.count(f"dropped.{why}", example=example)
     return found
+
+
+def distinct(answers: Iterable[Answer]) -> list[Answer]:
+    """The first answer of every text: white space at the ends makes no other answer."""
+    found: dict[str, Answer] = {}
+    for answer in answers:
+        found.setdefault(answer["text"].strip(), answer)
+    return list(found.values())
+
+
+def ranked(row: Row, answers: list[Answer], ties: Ties, seed: int) -> list[Answer]:
+    """The different answers, best score first; equal scores as `ties` says, then by index."""
+
+    def key(answer: Answer) -> tuple[float, int | bytes, int]:
+        tie: int | bytes = 0
+        if ties == "shortest":
+            tie = length(answer)
+        elif ties == "random":
+            tie = chance(seed, row["id"], answer["index"])
+        return -answer["score"], tie, answer["index"]
+
+    return sorted(distinct(answers), key=key)
+
+
+def shuffled(row: Row, answers: list[Answer], seed: int) -> list[Answer]:
+    """The different answers in an order of chance: a text said twice comes early twice as often."""
+    return distinct(sorted(answers, key=lambda a: chance(seed, row["id"], a["index"])))
 
 
 def chance(seed: int, prompt: str, index: int) -> bytes:
@@ -35,36 +108,23 @@ def chance(seed: int, prompt: str, index: int) -> bytes:
     return hashlib.sha256(f"{seed}\n{index}\n{prompt}".encode()).digest()
 
 
+def length(answer: Answer) -> int:
+    """An answer's tokens."""
+    return len(answer["token_ids"])
+
+
 def message(answer: Answer) -> dict[str, Any]:
     """An answer as the assistant's message."""
     return {"role": "assistant", "content": answer["text"]}
 
 
-def short(row: Row) -> list[Answer]:
-    """A row's answers in order, without the columns that fill the memory."""
-    answers = sorted(row["completions"], key=lambda answer: answer["index"])
-    return [{k: v for k, v in one.items() if k not in ("token_ids", "scores")} for one in answers]
-
-
-def worth(rows: list[Row]) -> dict[str, Any]:
-    """What more answers per prompt are worth, from all that have scores (cut ones included).
-
-    `best_of` is the mean over prompts of E[best of k], k = 1..n; prompts that lack a score are left
-    out of it. `equal` is the share of prompts whose answers all score the same.
-    """
-    import numpy as np
-
-    from align import stats
-
-    scores = [[answer["score"] for answer in row["completions"]] for row in rows]
-    n = max(map(len, scores))
-    full = [one for one in scores if len(one) == n and None not in one]
-    if not full:
-        return {}
-    curve = stats.best_of(np.array(full)).mean(0)
+def conversation(row: Row, answer: Answer) -> dict[str, Any]:
+    """A prompt and an answer as a row of Conversations; the prompt's own columns stay with it."""
+    columns = {k: v for k, v in row["columns"].items() if k not in ("messages", "prompt_id")}
     return {
-        "best_of": [round(float(value), 6) for value in curve],
-        "mean": float(curve[0]),
-        "gain": float(curve[-1] - curve[0]),
-        "equal": sum(len(set(one)) == 1 for one in full) / len(full),
+        "id": f"{row['id']}/{answer['index']}",
+        "prompt_id": row["id"],
+        "messages": [*row["prompt"], message(answer)],
+        **columns,
+        "score": answer["score"],
     }

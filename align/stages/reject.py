@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import heapq
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Literal
 
 from pydantic import Field
 
+from align import selection
 from align.artifacts import Conversations, Scored
 from align.errors import StageFailed
 from align.out import Out
-from align.selection import Answer, Row, candidates, chance, message, short, worth
+from align.selection import Answer, Earlier, Row, Ties
 from align.settings import Stage
+from align.worth import Worth
 
 
 class Reject(Stage):
     """Conversations that end with a chosen answer.
 
-    Equal scores: the answer with the lowest index. `metrics.json` says what choosing is worth: the
-    expected score of the best of k answers for every k (unbiased), the mean, the gain.
+    Answers to a prompt with the same text are one answer. `metrics.json` says what choosing is
+    worth: the expected score of the best of k answers for every k (unbiased) with its interval, the
+    gain over a random pick, how many answers are enough, and how the score goes with length.
     """
 
     scores: Scored
@@ -36,12 +40,23 @@ class Reject(Stage):
     bar: float | None = None
     """The lowest score that `above` keeps."""
 
+    ties: Ties = "first"
+    """Which of equal scores is better: the `first` drawn, the `shortest`, or any (`random`)."""
+
     like: Conversations | None = None
     """With `random`: a `reject` stage of the same scores; the same prompts get as many answers."""
 
     bank: list[Scored] = []
     """Earlier rounds: their answers to the same prompts compete. The same rewards must have scored
     them."""
+
+    solved: float | None = None
+    """The score from which an answer is right: prompts that are always or never solved are
+    counted."""
+
+    drop: list[Literal["always", "never"]] = []
+    """Of which prompts nothing is kept: those `always` solved teach little, those `never` solved
+    have no right answer to keep."""
 
     allow_cut: bool = False
     """Whether answers that were cut at `max_new_tokens` may be kept."""
@@ -50,85 +65,89 @@ class Reject(Stage):
         """Settings that do not go together, and rounds whose scores cannot be compared."""
         if (self.keep == "above") != (self.bar is not None):
             yield "bar", '"keep: above" and "bar" belong together.'
+        if self.drop and self.solved is None:
+            yield "drop", '"drop" needs "solved", the score from which an answer is right.'
         if self.like is not None and self.keep != "random":
             yield "like", f'"like" is for the control, "keep: random", not for "{self.keep}".'
         if self.like is not None:
             theirs = getattr(self.like.stage, "scores", None)
             if theirs is None or theirs.key != self.scores.key:
                 yield "like", '"like" must be a "reject" stage of the same scores.'
-        ours = getattr(self.scores.stage, "rewards", None)
-        for earlier in self.bank:
-            if getattr(earlier.stage, "rewards", None) != ours:
-                yield "bank", "A round was scored by other rewards: score its samples anew."
+            elif getattr(self.like.stage, "bank", []) != self.bank:
+                yield "like", '"like" has another "bank": it chose among other answers.'
+        for name in ("rewards", "combine"):
+            ours = getattr(self.scores.stage, name, None)
+            if any(getattr(earlier.stage, name, None) != ours for earlier in self.bank):
+                fact = "by other rewards" if name == "rewards" else 'with another "combine"'
+                yield "bank", f"A round was scored {fact}: score its samples anew."
 
     def run(self, out: Out) -> Conversations:
-        """Choose, in the order of the prompts."""
-        rows = list(self._merged())
-        eligible = {row["id"]: candidates(row, self.allow_cut, out) for row in rows}
-        chosen = self._choose(eligible)
+        """Choose, prompt by prompt."""
+        bank = [Earlier(one) for one in self.bank]
+        wanted: Counter[str] = Counter()
+        if self.like is not None:
+            wanted.update(row["prompt_id"] for row in self.like.rows())
+        top = self._top(bank) if self.keep == "top" else set()
+        worth = Worth()
 
         def conversations() -> Iterator[Row]:
-            for row in rows:
-                out.count("prompts")
-                if not eligible[row["id"]]:
-                    out.count("dropped.prompt_without_candidates", example={"id": row["id"]})
-                for answer in chosen.get(row["id"], ()):
+            for row in selection.merged(self.scores, bank):
+                answers = selection.candidates(row, self.allow_cut, out)
+                self._count(row, answers, out)
+                kept = self._ranked(row, answers)
+                if self.like is not None:
+                    kept = kept[: wanted[row["id"]]]
+                elif self.keep == "top":
+                    kept = [answer for answer in kept if (row["id"], answer["index"]) in top]
+                elif self.keep == "above":
+                    kept = [answer for answer in kept if answer["score"] >= self.bar]
+                else:
+                    kept = kept[: self.n]
+                worth.add(answers, kept)
+                for answer in kept:
                     out.count("kept")
-                    yield {
-                        "id": f"{row['id']}/{answer['index']}",
-                        "prompt_id": row["id"],
-                        "messages": [*row["prompt"], message(answer)],
-                        **{
-                            name: value
-                            for name, value in row["columns"].items()
-                            if name not in ("messages", "prompt_id")
-                        },
-                        "score": answer["score"],
-                    }
+                    yield selection.conversation(row, answer)
 
         if not out.write_rows(conversations()):
             raise StageFailed(
                 f"No answer of {self.scores.key} can be kept (see the counts of what was dropped). "
                 "If all were cut, raise max_new_tokens or say allow_cut: true."
             )
-        kept = [answer["score"] for answers in chosen.values() for answer in answers]
-        summary = {**worth(rows), "kept": sum(kept) / len(kept)}
-        (out.path / "metrics.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        summary = json.dumps(worth.summary(), indent=1)
+        (out.path / "metrics.json").write_text(summary, encoding="utf-8")
         return Conversations(out.path)
 
-    def _merged(self) -> Iterator[Row]:
-        """The rows, the answers of earlier rounds after their own, all numbered on."""
-        earlier = [{row["id"]: short(row) for row in one.rows()} for one in self.bank]
-        for row in self.scores.rows():
-            completions = short(row)
-            for answers in (found.get(row["id"], ()) for found in earlier):
-                start = 1 + max((answer["index"] for answer in completions), default=-1)
-                completions += [{**a, "index": start + a["index"]} for a in answers]
-            yield {**row, "completions": completions}
+    def _ranked(self, row: Row, answers: list[Answer]) -> list[Answer]:
+        """The different answers of a prompt, best first or by chance; none where it is dropped."""
+        if self._solved(answers) in self.drop:
+            return []
+        if self.keep == "random":
+            return selection.shuffled(row, answers, self.seed)
+        return selection.ranked(row, answers, self.ties, self.seed)
 
-    def _choose(self, eligible: dict[str, list[Answer]]) -> dict[str, list[Answer]]:
-        """Per prompt what is kept; see `keep`."""
-        if self.keep == "above":
-            assert self.bar is not None
-            bar = self.bar
-            return {p: [a for a in answers if a["score"] >= bar] for p, answers in eligible.items()}
-        found: dict[str, list[Answer]] = {}
-        if self.keep == "top":
-            everything = [(p, answer) for p, answers in eligible.items() for answer in answers]
-            everything.sort(key=lambda one: -one[1]["score"])  # stable: by prompt, then index
-            for prompt, answer in everything[: self.n]:
-                found.setdefault(prompt, []).append(answer)
-            return found
-        wanted = dict.fromkeys(eligible, self.n)
-        if self.like is not None:
-            wanted = dict.fromkeys(eligible, 0)
-            for conversation in self.like.rows():
-                wanted[conversation["prompt_id"]] += 1
-        for prompt, answers in eligible.items():
-            if self.keep == "best":
-                answers = sorted(answers, key=lambda answer: -answer["score"])
-            else:
-                luck = partial(chance, self.seed, prompt)
-                answers = sorted(answers, key=lambda answer: luck(answer["index"]))
-            found[prompt] = answers[: wanted[prompt]]
-        return found
+    def _top(self, bank: list[Earlier]) -> set[tuple[str, int]]:
+        """Prompt and index of the `n` best of all; of equal scores the earlier prompt's."""
+        everything = (
+            (-answer["score"], number, place, row["id"], answer["index"])
+            for number, row in enumerate(selection.merged(self.scores, bank))
+            for place, answer in enumerate(
+                self._ranked(row, selection.candidates(row, self.allow_cut, None))
+            )
+        )
+        return {one[3:] for one in heapq.nsmallest(self.n, everything)}
+
+    def _solved(self, answers: list[Answer]) -> Literal["always", "never"] | None:
+        if self.solved is None or not answers:
+            return None
+        right = [answer["score"] >= self.solved for answer in answers]
+        return "always" if all(right) else None if any(right) else "never"
+
+    def _count(self, row: Row, answers: list[Answer], out: Out) -> None:
+        out.count("prompts")
+        example = {"id": row["id"]}
+        if not answers:
+            out.count("dropped.prompt_without_candidates", example=example)
+        if twice := len(answers) - len(selection.distinct(answers)):
+            out.count("dropped.duplicate", twice, example=example)
+        if solved := self._solved(answers):
+            out.count(f"{'dropped.' * (solved in self.drop)}{solved}_solved", example=example)

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from align import shelf
-from align.artifacts import Conversations, Preferences, Samples, Scored
+from align.artifacts import Conversations, Model, Preferences, Prompts, Samples, Scored
 from align.errors import StageFailed
 from align.out import Out
 from align.settings import Reward
 from align.stages.pair import Pair
 from align.stages.reject import Reject
+from align.stages.sample import Sample
 from align.stages.score import Score
 
 Row = dict[str, Any]
@@ -251,9 +253,11 @@ def test_answers_of_earlier_rounds_compete(store: Any, run: Any) -> None:
         [row("a", answer(0, "old", 0.5), answer(1, "older", 0.2)), row("c", answer(0, "c", 1.0))],
         "before",
     )
-    artifact, _, _ = run(Reject(scores=now, bank=[before]))
+    artifact, _, metrics = run(Reject(scores=now, bank=[before]))
     assert chosen(artifact) == ["old", "b0"]
     assert [r["id"] for r in artifact.rows()] == ["a/2", "b/0"]
+    assert metrics["kept_earlier"] == 1
+    assert metrics["best_of"][0] == pytest.approx(0.55)  # of this round's answers
 
 
 def test_settings_that_do_not_fit_are_problems(store: Any) -> None:
@@ -294,6 +298,126 @@ def test_a_noisy_judge_gains_what_the_closed_form_says(
     assert metrics["best_of"][7] == pytest.approx(1.42360 * spread, abs=4 * spread / 44)
 
 
+def test_equal_scores_go_to_the_shortest_or_to_chance_where_asked(store: Any, run: Any) -> None:
+    long, short = answer(0, "long", 0.9), answer(1, "short", 0.9)
+    rows = [row(f"p{i}", {**long, "token_ids": [1, 2]}, short) for i in range(40)]
+    scores = store(Scored, rows)
+    assert set(chosen(run(Reject(scores=scores))[0])) == {"long"}
+    assert set(chosen(run(Reject(scores=scores, ties="shortest"))[0])) == {"short"}
+    by_chance = chosen(run(Reject(scores=scores, ties="random"))[0])
+    assert 8 < by_chance.count("long") < 32
+    pair = store(Scored, [row("a", answer(2, "bad", 0.1), *rows[0]["completions"])], "pair")
+    assert pairs(run(Pair(scores=pair, ties="shortest"))[0]) == [("short", "bad")]
+
+
+def test_a_text_said_twice_is_one_answer_and_by_chance_it_comes_twice_as_often(
+    store: Any, run: Any
+) -> None:
+    said = [answer(0, "yes", 0.9), answer(1, " yes\n", 0.9), answer(2, "no", 0.5)]
+    scores = store(Scored, [row(f"p{i}", *said) for i in range(400)])
+    two, out, _ = run(Reject(scores=scores, n=2))
+    assert chosen(two)[:2] == ["yes", "no"] and len(chosen(two)) == 800
+    assert out.counts["dropped.duplicate"]["n"] == 400
+    control = chosen(run(Reject(scores=scores, keep="random"))[0])
+    share = control.count("no") / 400
+    assert share == pytest.approx(1 / 3, abs=4 * math.sqrt(2 / 9 / 400))
+
+
+def test_prompts_that_are_always_or_never_solved_are_counted_and_dropped_if_asked(
+    store: Any, run: Any
+) -> None:
+    scores = store(Scored, [scored("all-", 1, 1), scored("some-", 0, 1), scored("none-", 0, 0)])
+    artifact, out, _ = run(Reject(scores=scores, solved=1.0))
+    assert chosen(artifact) == ["all-0", "some-1", "none-0"]
+    assert out.counts["always_solved"]["n"] == out.counts["never_solved"]["n"] == 1
+    artifact, out, _ = run(Reject(scores=scores, solved=1.0, drop=["always", "never"]))
+    assert chosen(artifact) == ["some-1"]
+    assert out.counts["dropped.never_solved"]["examples"] == [{"id": "none-"}]
+    top = run(Reject(scores=scores, solved=1.0, drop=["always"], keep="top", n=1))[0]
+    assert chosen(top) == ["some-1"]
+
+
+def test_the_curve_has_students_interval_over_prompts(store: Any, run: Any) -> None:
+    numbers = np.random.default_rng(3).normal(size=(50, 4)) + np.arange(50)[:, None]
+    scores = store(Scored, [scored(f"p{i}", *one) for i, one in enumerate(numbers)])
+    metrics = run(Reject(scores=scores))[2]
+    best = numbers.max(1)
+    low, high = scipy_stats.t.interval(0.95, 49, best.mean(), scipy_stats.sem(best))
+    assert metrics["best_of_low"][3] == pytest.approx(low, abs=1e-6)
+    assert metrics["best_of_high"][3] == pytest.approx(high, abs=1e-6)
+    gain = best - numbers.mean(1)
+    low, high = scipy_stats.t.interval(0.95, 49, gain.mean(), scipy_stats.sem(gain))
+    assert (metrics["gain_low"], metrics["gain_high"]) == pytest.approx((low, high))
+    assert metrics["kl_bound"] == pytest.approx(0.63629, abs=1e-5)
+    assert metrics["win_rate_bound"] == 0.8
+
+
+def test_the_curve_ends_where_nine_in_ten_prompts_have_answers(store: Any, run: Any) -> None:
+    rows = [scored(f"p{i}-", 0, 1, 2) for i in range(18)]
+    rows += [scored("more-", 0, 1, 2, 3, 4), scored("fewer-", 7)]
+    metrics = run(Reject(scores=store(Scored, rows)))[2]
+    assert (metrics["n"], metrics["prompts"], metrics["fewer"]) == (3, 19, 1)
+    # 0..4: the mean is 2, the best of 3 is 3.5 (the mean of the maximum over 10 subsets)
+    assert metrics["best_of"][0] == pytest.approx((18 * 1 + 2) / 19, abs=1e-6)
+    assert metrics["best_of"][2] == pytest.approx((18 * 2 + 3.5) / 19, abs=1e-6)
+
+
+def test_how_many_answers_are_enough_is_read_off_the_curve(store: Any, run: Any) -> None:
+    flat = store(Scored, [scored(f"p{i}-", 0, 1, 1, 1, 1, 1, 1, 1) for i in range(3)])
+    metrics = run(Reject(scores=flat))[2]
+    assert metrics["enough"] == 2 and metrics["last_doubling"] == 0
+    steep = store(Scored, [scored(f"p{i}-", 0, 0, 0, 0, 0, 0, 0, 1) for i in range(3)], "steep")
+    metrics = run(Reject(scores=steep))[2]
+    assert metrics["enough"] == 8  # the best of k is k/8: 7/8 of the gain is not nine tenths
+    assert metrics["last_doubling"] == pytest.approx((1 - 4 / 8) / (1 - 1 / 8))
+    same = store(Scored, [scored("a", 5, 5), scored("b", 5, 5)], "same")
+    metrics = run(Reject(scores=same))[2]
+    assert metrics["gain"] == metrics["last_doubling"] == 0
+    assert metrics["enough"] == 1 and metrics["equal"] == 1.0
+
+
+def test_length_is_compared_within_prompts_where_the_choice_is_made(store: Any, run: Any) -> None:
+    rows = []
+    for i in range(
+        10
+    ):  # long prompts have long answers and low scores; within one, longer is better
+        said = [
+            {**answer(k, f"{k}", k - 10 * i), "token_ids": [1] * (k + 20 * i)} for k in (1, 2, 3)
+        ]
+        rows.append(row(f"p{i}", *said))
+    metrics = run(Reject(scores=store(Scored, rows)))[2]
+    assert metrics["correlation_with_length"] == pytest.approx(1.0)
+    assert metrics["tokens_kept"] - metrics["tokens"] == pytest.approx(1.0)
+    scores = [one["score"] for one in metrics["by_length"]]
+    assert scores == sorted(scores, reverse=True) and len(scores) == 5
+    assert sum(one["answers"] for one in metrics["by_length"]) == 30
+
+
+def test_answers_of_several_draws_are_compared(store: Any, run: Any) -> None:
+    cold = [{**answer(i, f"c{i}", 1.0), "draw": 0} for i in range(2)]
+    warm = [{**answer(2 + i, f"w{i}", 4.0 * i), "draw": 1} for i in range(2)]
+    scores = store(Scored, [row("a", *cold, *warm), row("b", *cold)])
+    assert run(Reject(scores=scores))[2]["draws"] == [
+        {"draw": 0, "prompts": 2, "answers": 4, "mean": 1.0, "best": 1.0, "kept": 1},
+        {"draw": 1, "prompts": 1, "answers": 2, "mean": 2.0, "best": 4.0, "kept": 1},
+    ]
+
+
+def test_a_control_of_another_bank_and_rounds_combined_otherwise_are_problems(store: Any) -> None:
+    samples, length = store(Samples, []), _reward(Path("reward/length.py"))
+    now, before = store(Scored, [], "now"), store(Scored, [], "before")
+    best = store(Conversations, [])
+    best.stage = Reject(scores=now, bank=[before])
+    [(key, message)] = Reject(scores=now, keep="random", like=best).check()
+    assert key == "like" and "bank" in message
+    now.stage = Score(samples=samples, rewards=[length], combine={"length": 1.0})
+    before.stage = Score(samples=samples, rewards=[length], combine={"length": -1.0})
+    [(key, message)] = Reject(scores=now, bank=[before]).check()
+    assert key == "bank" and "combine" in message
+    [(key, _)] = Reject(scores=now, drop=["never"]).check()
+    assert key == "drop"
+
+
 # -- pair ----------------------------------------------------------------------------------------
 
 
@@ -327,6 +451,26 @@ def test_pairs_need_their_margin_and_equal_scores_make_none(store: Any, run: Any
     assert one["id"] == "c" and one["margin"] == 2.0 and metrics["mean_margin"] == 2.0
     assert out.counts["dropped.equal_scores"]["n"] == 1 and out.counts["dropped.margin"]["n"] == 1
     assert "margin" not in next(iter(run(Pair(scores=scores))[0].rows()))
+
+
+def test_one_answer_per_prompt_is_refused_before_anything_runs(store: Any, length: Reward) -> None:
+    samples, scores = store(Samples, []), store(Scored, [])
+    samples.stage = Sample(model=Model(Path("m")), prompts=[Prompts(Path("p"))], n=1)
+    scores.stage = Score(samples=samples, rewards=[length])
+    [(key, message)] = Pair(scores=scores).check()
+    assert key == "scores" and "n: 2" in message
+    samples.stage = Sample(model=Model(Path("m")), prompts=[Prompts(Path("p"))], n=2)
+    assert list(Pair(scores=scores).check()) == []
+
+
+def test_pairs_say_whether_the_longer_answer_is_chosen(store: Any, run: Any) -> None:
+    long = {**answer(0, "long", 1.0), "token_ids": [1] * 5}
+    rows = [
+        row("a", long, answer(1, "x", 0.0)),
+        row("b", answer(0, "y", 1.0), {**long, "index": 1, "score": 0.0}),
+    ]  # noqa: E501
+    metrics = run(Pair(scores=store(Scored, rows)))[2]
+    assert metrics["chosen_longer"] == 0.5 and metrics["chosen_minus_rejected_tokens"] == 0
 
 
 def test_no_pair_at_all_says_why(store: Any, run: Any) -> None:
