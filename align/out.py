@@ -13,6 +13,9 @@ from typing import Any
 EXAMPLES = 5
 """How many examples of each kind of dropped row are kept in the artifact."""
 
+SURE = 2.0
+"""Seconds after which a rate says something about the time that is left."""
+
 SAID = "» "
 """How a line for the person who watches begins in the log; the runner shows these lines."""
 
@@ -36,6 +39,7 @@ class Out:
         self.main = main
         self.counts: dict[str, Any] = {}
         self._progress_at = 0.0
+        self._progress_from: tuple[float, float] | None = None
 
     def say(self, message: str) -> None:
         """One line for the person who watches, and for the log."""
@@ -59,12 +63,19 @@ class Out:
             file.write(json.dumps({"time": round(time.time(), 3), **numbers}) + "\n")
 
     def progress(self, done: float, total: float, unit: str, note: str = "") -> None:
-        """How far the stage is; shown as a bar, and by `align status`. Cheap to call often."""
+        """How far the stage is; shown as a bar, and by `align status`. Cheap to call often.
+
+        The seconds that are left follow from the rate since the first call: what was there before,
+        after a kill, and what loading took are no part of it.
+        """
         now = time.monotonic()
         if not self.main or (now - self._progress_at < 0.2 and done < total):
             return
         self._progress_at = now
-        state = {"done": done, "total": total, "unit": unit, "note": note}
+        begun, before = self._progress_from = self._progress_from or (now, done)
+        state = {"done": done, "total": total, "unit": unit, "note": note, "left": None}
+        if done > before and now - begun > SURE:
+            state["left"] = round((total - done) * (now - begun) / (done - before), 1)
         temporary = self.path / "progress.json.tmp"
         temporary.write_text(json.dumps(state), encoding="utf-8")
         os.replace(temporary, self.path / "progress.json")

@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align import launch, nodes, processes, report, space, store
 from align.artifacts import Model, read_json
 from align.errors import GateStopped, Problem, RecipeError, StageFailed
 from align.processes import Forked, Fresh, Server, Stuck
-from align.progress import Screen
+from align.progress import Screen, in_words
 from align.recipe import ATTEMPTS
 
 if TYPE_CHECKING:
@@ -328,8 +328,7 @@ def _detail(stage: Planned, state: str) -> str:
     if state in ("running", "partial"):
         progress = store.partial(stage.artifact.path) / "progress.json"
         if progress.is_file():
-            now: dict[str, Any] = read_json(progress)
-            return f"{now['done']:.6g}/{now['total']:.6g} {now['unit']} {now['note']}"
+            return in_words(read_json(progress))
     return ""
 
 

@@ -525,3 +525,28 @@ def test_progress_is_a_plain_line_now_and_then_in_a_log(
     )
     runner.run(plan("stages:\n  slow: {use: ./slow.py}\n"))
     assert "  slow: 1/2 rows\n" in said()
+
+
+def test_progress_says_how_much_time_is_left_from_the_rate_since_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from align import progress
+    from align.out import Out
+
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stage = Out(tmp_path, tmp_path)
+
+    def shown() -> str:
+        return progress.in_words(json.loads((tmp_path / "progress.json").read_text()))
+
+    stage.progress(4000, 12000, "answers")  # what an earlier run had made took no time now
+    assert shown() == "4,000/12,000 answers"
+    now += 60
+    stage.progress(6000, 12000, "answers", "5,310 tokens/s")
+    assert shown() == "6,000/12,000 answers, 5,310 tokens/s, 3 min left"
+    now += 60
+    stage.progress(11900, 12000, "answers")
+    assert shown() == "11,900/12,000 answers, 2 s left"
+    stage.progress(12000, 12000, "answers")
+    assert shown() == "12,000/12,000 answers"
