@@ -34,25 +34,28 @@ class Stuck(Exception):
     """Forking does not work here; the message says why."""
 
 
-def environment() -> dict[str, str]:
-    """The environment of every stage's process: ours, and what makes stages quiet and equal.
+EQUAL = {
+    "PYTHONSAFEPATH": "1",
+    "PYTHONHASHSEED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
+"""The variables that make stages' processes quiet and equal.
 
-    The working directory stays out of `sys.path`, so that a user's `datasets.py` cannot shadow the
-    library's. Sets are ordered the same in every process. The two libraries that would start
-    threads when they are imported (OpenBLAS, Arrow's jemalloc) do not.
-    """
-    return {
-        **os.environ,
-        "PYTHONSAFEPATH": "1",
-        "PYTHONHASHSEED": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "JE_ARROW_MALLOC_CONF": "background_thread:false",
-    }
+The working directory stays out of `sys.path`, so that a user's `datasets.py` cannot shadow the
+library's. Sets are ordered the same in every process. The two libraries that would start threads
+when they are imported (OpenBLAS, Arrow's jemalloc) do not.
+"""
+
+
+def environment() -> dict[str, str]:
+    """The environment of every stage's process: ours, and what makes them equal."""
+    return {**os.environ, **EQUAL}
 
 
 def can_fork() -> bool:
