@@ -1,0 +1,314 @@
+"""Answers from a server of OpenAI's API, whatever the server does."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import VLLM, Fake, busy, serve
+
+from align import chat, endpoint, models
+from align.artifacts import Model
+from align.endpoint import Endpoint
+from align.errors import StageFailed
+from align.generate import Completion
+from align.out import Out
+
+Ask = Callable[..., dict[int, list[Completion]]]
+
+DIALOGS = [[{"role": "user", "content": f"{'tell ' * i * i}me {i}"}] for i in range(6)]
+IDS = [f"row {i}" for i in range(6)]
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> Model:
+    spec = {"base": {"path": str(tiny_model)}, "quantization": None, "adapter": False}
+    return Model(tiny_model, spec=spec)
+
+
+@pytest.fixture
+def tokenizer(model: Model) -> Any:
+    return models.tokenizer(model)
+
+
+@pytest.fixture
+def fake(model: Model, tokenizer: Any) -> Iterator[Fake]:
+    with serve(Fake(tokenizer, names=["another", str(model.path)])) as fake:
+        yield fake
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Out:
+    return Out(tmp_path, tmp_path / "cache")
+
+
+@pytest.fixture
+def ask(fake: Fake, model: Model, tokenizer: Any, out: Out) -> Ask:
+    def ask(settings: dict[str, Any] | None = None, **given: Any) -> dict[int, list[Completion]]:
+        asked = Endpoint(url=fake.url, **(settings or {}))
+        served = asked.open(model, tokenizer, 256, out)
+        prompts = [chat.prompt(tokenizer, dialog) for dialog in DIALOGS]
+        given = {"n": 4, "seed": 1, "generation": {"max_new_tokens": 8}, **given}
+        return dict(served.generate(prompts, IDS, dialogs=DIALOGS, **given))
+
+    return ask
+
+
+def texts(found: dict[int, list[Completion]]) -> dict[int, list[str]]:
+    return {i: [answer.text for answer in answers] for i, answers in sorted(found.items())}
+
+
+# -- answers -------------------------------------------------------------------------------------
+
+
+def test_n_answers_come_from_one_request_as_token_ids_that_are_its_own(
+    ask: Ask, fake: Fake, tokenizer: Any
+) -> None:
+    found = ask()
+    assert sorted(found) == list(range(6))
+    assert len(fake.asked) == 1 + 6
+    for i, answers in found.items():
+        [asked] = [one for one in fake.asked if one["prompt"] == chat.prompt(tokenizer, DIALOGS[i])]
+        assert asked["n"] == 4
+        assert [answer.index for answer in answers] == [0, 1, 2, 3]
+        assert len({answer.text for answer in answers}) == 4
+        for answer in answers:
+            assert answer.token_ids[-1] == 6 and len(answer.token_ids) == 9
+            assert answer.text == tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+            assert answer.logprob == -1.5 * 9 and answer.finish == "stop"
+
+
+def test_every_option_is_said_so_that_none_comes_from_the_server(ask: Ask, fake: Fake) -> None:
+    ask(generation={"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1})
+    sent = fake.asked[-1]
+    assert (sent["temperature"], sent["top_p"], sent["top_k"], sent["min_p"]) == (0.7, 0.9, 5, 0.1)
+    assert sent["repetition_penalty"] == 1 and sent["min_tokens"] == 0
+    assert sent["stop_token_ids"] == [6] and 0 <= sent["seed"] < 2**31
+    ask()
+    assert (fake.asked[-1]["top_k"], fake.asked[-1]["top_p"]) == (-1, 1)
+    ask(generation={"do_sample": False, "top_k": 5, "eos_token_id": 2})
+    assert (fake.asked[-1]["temperature"], fake.asked[-1]["top_k"]) == (0, -1)
+    assert fake.asked[-1]["stop_token_ids"] == [2]
+
+
+def test_transformers_serve_is_told_to_sample(ask: Ask, fake: Fake) -> None:
+    fake.refuses, fake.token_ids, fake.logprobs, fake.most = VLLM, False, False, 1
+    found = ask({"send": "messages"}, generation={"top_k": 5})
+    told = json.loads(fake.asked[-1]["generation_config"])
+    assert told["do_sample"] is True and told["top_k"] == 5 and told["eos_token_id"] == [6]
+    assert fake.asked[-1]["messages"] in DIALOGS and "prompt" not in fake.asked[-1]
+    assert all(len(set(answers)) == 4 for answers in texts(found).values())
+    answer = found[0][0]
+    assert answer.logprob is None and answer.token_ids and answer.token_ids[-1] != 6
+
+
+def test_a_server_without_other_words_is_not_asked_for_what_it_cannot_do(
+    ask: Ask, fake: Fake
+) -> None:
+    fake.refuses = {*VLLM, "generation_config"}
+    assert len(ask({"send": "messages"})) == 6
+    with pytest.raises(StageFailed, match='takes no "min_p"'):
+        ask({"send": "messages"}, generation={"min_p": 0.1})
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_answers_that_a_server_leaves_out_are_asked_for_again(
+    ask: Ask, fake: Fake, most: int
+) -> None:
+    fake.most = most
+    found = ask()
+    assert all([a.index for a in answers] == [0, 1, 2, 3] for answers in found.values())
+    assert all(len(set(answers)) == 4 for answers in texts(found).values())
+    sizes = [one["n"] for one in fake.asked[1:]]
+    assert sizes == [1] * 24 if most == 1 else sorted(sizes) == [1] * 6 + [4] * 6
+
+
+def test_a_server_that_copies_one_answer_is_asked_one_by_one(ask: Ask, fake: Fake) -> None:
+    fake.copies = True
+    assert all(len(set(answers)) == 4 for answers in texts(ask()).values())
+
+
+def test_no_more_is_asked_at_once_than_allowed(ask: Ask, fake: Fake) -> None:
+    assert texts(ask({"concurrency": 2})) == texts(ask())
+    fake.asked, fake.at_once = [], 0
+    ask({"concurrency": 2})
+    assert fake.at_once <= 2
+
+
+def test_answers_that_were_got_are_never_asked_for_again(
+    ask: Ask, fake: Fake, tmp_path: Path
+) -> None:
+    kept = tmp_path / "checkpoints" / "answers.jsonl"
+    whole = texts(ask(kept=kept))
+    lines = kept.read_text().splitlines(keepends=True)
+    assert len(lines) == 24
+    kept.write_text("".join(lines[:10]) + lines[10][:20])  # killed while it wrote
+    fake.asked = []
+    assert sum(one["n"] for one in fake.asked) == 0
+    again = ask(kept=kept)
+    assert sum(one["n"] for one in fake.asked[1:]) == 14
+    assert all(len(answers) == 4 for answers in again.values()) and again.keys() == whole.keys()
+    fake.asked = []
+    assert texts(ask(kept=kept)) == texts(again) and len(fake.asked) == 1
+
+
+def test_an_answer_of_any_characters_is_kept_as_it_was(
+    ask: Ask, fake: Fake, tmp_path: Path
+) -> None:
+    fake.token_ids, fake.say = (
+        False,
+        lambda body, k: f"{k}\u2028\x85 \r\n\N{SNOWMAN} {body['seed']}",
+    )
+    kept = tmp_path / "answers.jsonl"
+    first = texts(ask(kept=kept))
+    fake.say = lambda body, k: "other"
+    assert texts(ask(kept=kept)) == first
+
+
+# -- a server that cannot be asked ---------------------------------------------------------------
+
+
+def test_a_short_trouble_is_waited_for_as_long_as_the_server_says(ask: Ask, fake: Fake) -> None:
+    fake.troubles = [busy(), busy(429), busy(500), (200, {}, "{broken"), (200, {}, '{"a": 1}')]
+    assert len(ask()) == 6
+
+
+@pytest.mark.parametrize(
+    ("trouble", "sentence"),
+    [
+        (busy(500, "out of memory"), "answers 500: out of memory. Look at the server's log"),
+        (busy(429, "slow down"), "answers 429: slow down. Ask less at once"),
+        (busy(404, "no such model"), "answers 404: no such model. Look at the URL and at the name"),
+        ((200, {}, "<html>"), "answers with what is no answer: '<html>'"),
+    ],
+)
+def test_a_lasting_trouble_is_one_sentence(
+    ask: Ask,
+    fake: Fake,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Any,
+    sentence: str,
+) -> None:
+    monkeypatch.setattr(endpoint, "RETRIES", 1)
+    fake.troubles = [trouble] * 20
+    with pytest.raises(StageFailed, match="127.0.0.1") as failure:
+        ask()
+    assert sentence in str(failure.value)
+
+
+def test_a_trouble_in_the_middle_keeps_what_was_said(
+    ask: Ask, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "RETRIES", 0)
+    kept = tmp_path / "answers.jsonl"
+
+    def say(body: dict[str, Any], k: int) -> str:
+        if len(fake.asked) == 4:
+            fake.troubles = [busy(500)] * 9
+        return f"{body['seed']} {k}"
+
+    fake.say = say
+    with pytest.raises(StageFailed, match="answers 500.*is kept"):
+        ask({"concurrency": 1}, kept=kept)
+    assert len(kept.read_text().splitlines()) == 12
+    fake.troubles, fake.asked = [], []
+    assert len(ask(kept=kept)) == 6 and len(fake.asked) == 1 + 3
+
+
+def test_no_server_and_a_slow_one_are_one_sentence(
+    ask: Ask, fake: Fake, model: Model, tokenizer: Any, out: Out
+) -> None:
+    nowhere = Endpoint(url="http://127.0.0.1:9/v1")
+    with pytest.raises(StageFailed, match="9/v1 does not answer. Start the server"):
+        nowhere.open(model, tokenizer, 256, out)
+    fake.wait = threading.Event()
+    with pytest.raises(StageFailed, match="needs more than 0.2 s for a request"):
+        ask({"timeout": 0.2})
+
+
+def test_another_model_is_refused_with_what_is_served(ask: Ask, fake: Fake, model: Model) -> None:
+    fake.names = ["mistral", "llama"]
+    with pytest.raises(StageFailed, match=f"serves mistral, llama, and not {model.path}"):
+        ask()
+    assert not fake.asked
+    ask({"model": "llama"})
+    assert {one["model"] for one in fake.asked} == {"llama"}
+    fake.names = None  # a server that does not list what it serves
+    assert len(ask()) == 6
+
+
+def test_a_server_that_reads_the_prompt_in_another_way_is_refused(ask: Ask, fake: Fake) -> None:
+    fake.extra = 1
+    with pytest.raises(StageFailed, match="its tokenizer or chat template is another"):
+        ask()
+
+
+def test_a_prompt_that_is_refused_is_counted_and_the_others_kept(
+    ask: Ask, fake: Fake, tokenizer: Any, out: Out
+) -> None:
+    fake.longest = max(len(chat.prompt(tokenizer, dialog)) for dialog in DIALOGS[:5])
+    found = ask()
+    assert {i for i, answers in found.items() if not answers} == {5}
+    [example] = out.counts["dropped.refused"]["examples"]
+    assert example["id"] == "row 5" and "are too many" in example["said"]
+
+
+def test_an_empty_choice_is_no_answer(ask: Ask, fake: Fake, out: Out) -> None:
+    served = ask()
+    assert len(served) == 6
+    fake.say = lambda body, k: None if body["n"] == 4 and k == 1 else f"{k} {body['seed']}"  # type: ignore[return-value]
+    assert all(len(answers) == 4 for answers in ask().values())
+    fake.say = lambda body, k: None if body["n"] > 2 else f"{k}"  # type: ignore[return-value]
+    assert not any(ask().values())
+    assert out.counts["dropped.refused"]["n"] == 6
+
+
+def test_a_server_that_refuses_everything_is_not_asked_to_the_end(
+    ask: Ask, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from align import served
+
+    monkeypatch.setattr(served, "REFUSED", 3)
+    fake.say = lambda body, k: f"{k}" if body["n"] == 2 else None  # type: ignore[return-value]
+    with pytest.raises(StageFailed, match="has refused 3 prompts and answered none"):
+        ask()
+
+
+# -- secrets -------------------------------------------------------------------------------------
+
+
+def test_the_key_comes_from_the_environment_and_is_nowhere_else(
+    ask: Ask, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "of-another-server")
+    fake.key = "canary"
+    with pytest.raises(StageFailed, match="answers 401: wrong key. Name the key's: api_key_env"):
+        ask()
+    with pytest.raises(StageFailed, match="The variable MY_KEY is not set"):
+        ask({"api_key_env": "MY_KEY"})
+    monkeypatch.setenv("MY_KEY", "canary")
+    assert len(ask({"api_key_env": "MY_KEY"})) == 6
+    monkeypatch.setattr(endpoint, "RETRIES", 0)
+    fake.troubles = [busy(404, "canary is no good")]
+    with pytest.raises(StageFailed) as failure:
+        ask({"api_key_env": "MY_KEY"})
+    assert "canary" not in str(failure.value) and "*** is no good" in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"url": "http://me:word@host/v1"}, "api_key_env: NAME"),
+        ({"url": "http://me:w@rd/1@host/v1"}, "api_key_env: NAME"),
+        ({"url": "host:8000"}, "looks like http://localhost:8000/v1"),
+        ({"url": "http://host/v1?key=1"}, "looks like http://localhost:8000/v1"),
+        ({"url": "http://host/v1", "api_key_env": "sk-abc"}, "not the key"),
+    ],
+)
+def test_a_secret_in_a_recipe_is_refused_when_it_is_read(
+    settings: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Endpoint(**settings)
