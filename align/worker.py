@@ -3,6 +3,7 @@
     python -m align.worker DIRECTORY       make the stage in that .partial directory, by hand
     ... DIRECTORY --runner PID             the same for a runner: everything said goes to log.txt
     ... --rank DIRECTORY                   one of several processes of it (accelerate starts these)
+    ... --shards NAME DIRECTORY            makes shards of it, as stdin says (pool.py starts these)
 
 `stage.json` in the directory says what to do. Exit codes are the command's: 0 made, 1 failed,
 3 made and a gate said stop, 130 stopped by a signal and ready to go on. A sentence for the user is
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from align import launch, nodes, processes, records, slurm, store, versions
+from align import launch, nodes, pool, processes, records, slurm, store, versions
 from align.artifacts import Model, read_json
 from align.errors import GateStopped, RecipeError, StageFailed
 from align.out import Out
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("directory", nargs="?", type=Path, help="the stage's .partial directory")
     parser.add_argument("--runner", type=int, metavar="PID", help=argparse.SUPPRESS)
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--shards", metavar="NAME", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if os.environ.get("PYTHONHASHSEED") != "0":  # by hand: begin again in a runner's environment
         again = [sys.executable, "-m", "align.worker", *(arguments or sys.argv[1:])]
@@ -48,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.directory is None or not (asked.directory / "stage.json").is_file():
         parser.error("DIRECTORY must be a stage's .partial directory, which holds a stage.json")
     work = asked.directory.resolve()
+    if asked.shards:
+        return guarded(lambda work: pool.serve(work, asked.shards), work)
     return guarded(rank if asked.rank else make, work)
 
 
