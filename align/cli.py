@@ -114,6 +114,35 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def view(arguments: list[str]) -> int:
+    """Look through what a stage has made: candidates, scores, pairs, what is trained on.
+
+    Of `sample` and `score` every prompt with its answers, best first; of `reject` what was kept; of
+    `pair` what was chosen and rejected; of a stage that trains the rows it is trained on, `>`
+    before what the model learns to say. While a stage runs, what is finished.
+
+    examples:
+      align view mine --text score
+      align view mine --text score -n 50 | less -S
+      align view mine --text pairs --search "sorry"
+      align view mine --text score --id 0821a6df594fa736
+    """
+    parser = _recipe_parser(view)
+    parser.add_argument("--text", metavar="STAGE", help="print this stage's rows")
+    parser.add_argument("-n", metavar="ROWS", type=int, default=5, help="how many (default: 5)")
+    parser.add_argument("--id", metavar="ID", help="the row of this id, its texts whole")
+    parser.add_argument("--search", metavar="WORDS", help="rows that say this, whatever the case")
+    asked = parser.parse_args(arguments)
+    planned = read(asked.recipe, asked.set, asked.store)
+    if asked.text is None:
+        parser.error(f"say which stage: --text STAGE. Stages are: {_list([*planned.stages])}")
+    from align import view as page
+
+    for line in page.show(planned, asked.text, asked.n, asked.id, asked.search):
+        print(line)
+    return 0
+
+
 def new(arguments: list[str]) -> int:
     """Copy a shipped recipe into a folder of your own, to start from.
 
@@ -187,7 +216,16 @@ def schema(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS: tuple[Callable[[list[str]], int], ...] = (plan, run, status, report, new, clean, schema)
+COMMANDS: tuple[Callable[[list[str]], int], ...] = (
+    plan,
+    run,
+    status,
+    report,
+    view,
+    new,
+    clean,
+    schema,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -173,7 +173,7 @@ def test_help_names_every_command_and_every_command_has_examples(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["--help"]) == 0
-    names = ["plan", "run", "status", "report", "new", "clean", "schema"]
+    names = ["plan", "run", "status", "report", "view", "new", "clean", "schema"]
     out = capsys.readouterr().out
     for name in names:
         assert f"  {name} " in out

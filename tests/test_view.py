@@ -1,0 +1,196 @@
+"""What `align view --text` prints, when a stage is made, while it runs, and when it is not."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align import recipe, store
+from align.cli import main
+
+Row = dict[str, Any]
+Lines = Callable[..., list[str]]
+
+RECIPE = """
+base: {model}
+stages:
+  sample: {{model: base, prompts: p.jsonl, n: 2}}
+  score: {{samples: sample, rewards: [reward/length.py]}}
+  reject: {{scores: score}}
+  pair: {{scores: score}}
+  sft: {{model: base, data: reject}}
+"""
+
+
+@pytest.fixture
+def view(
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Lines:
+    """The lines that `align view r.yaml --text` prints for those arguments."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    Path("p.jsonl").write_text('{"prompt": "Name a colour."}\n')
+    Path("r.yaml").write_text(RECIPE.format(model=tiny_model))
+
+    def lines(*arguments: str, code: int = 0) -> list[str]:
+        assert main(["view", "r.yaml", "--text", *arguments]) == code
+        shown = capsys.readouterr()
+        return (shown.err if code else shown.out).splitlines()
+
+    return lines
+
+
+def made(stage: str, rows: list[Row], partial: bool = False) -> Path:
+    """Write rows as what a stage has made, or has made so far."""
+    path = recipe.read("r.yaml").stages[stage].artifact.path
+    path = store.partial(path) if partial else path
+    (path / "data").mkdir(parents=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (path / "data" / "shard-00000.jsonl").write_text(text)
+    return path
+
+
+def answer(index: int, text: str, **more: Any) -> Row:
+    row = {"index": index, "text": text, "token_ids": [1] * len(text), "logprob": -2.5}
+    return {**row, "finish": "stop", **more}
+
+
+def asked(name: str, *completions: Row) -> Row:
+    prompt = [{"role": "user", "content": "Name a colour."}]
+    return {"id": name, "prompt": prompt, "columns": {}, "completions": completions}
+
+
+def rated(score: float | None, **members: float) -> Row:
+    return {"score": score, "scores": members or {"length": score}}
+
+
+def test_answers_are_shown_best_first_with_their_scores(view: Lines) -> None:
+    rows = [
+        asked(
+            "a",
+            answer(0, "Red", **rated(0.25)),
+            answer(1, "Blue, or\nso I think", **rated(0.5), finish="length"),
+            answer(2, "?", **rated(None)),
+        )
+    ]
+    made("score", rows)
+    assert view("score") == [
+        "score: Scored, done",
+        "",
+        "a",
+        "  user: Name a colour.",
+        "  answer  score  tokens  end",
+        "       1  0.500      19  cut  Blue, or ⏎ so I think",
+        "       0  0.250       3       Red",
+        "       2      –       1       ?",
+    ]
+
+
+def test_members_and_draws_have_columns_and_long_texts_are_cut_to_the_terminal(
+    view: Lines,
+) -> None:
+    made("score", [asked("a", answer(0, "x" * 200, **rated(1.5, model=1.0, length=0.5), draw=1))])
+    head, line = view("score")[-2:]
+    assert head.split() == ["answer", "score", "model", "length", "tokens", "end", "draw"]
+    assert line.split()[:6] == ["0", "1.500", "1.000", "0.500", "200", "1"]
+    assert len(line) == 80 and line.endswith("x…")
+
+
+def test_samples_that_have_no_score_yet_show_what_the_model_thought_of_them(view: Lines) -> None:
+    made("sample", [asked("a", answer(0, "Red"), answer(1, "Blue"))])
+    assert [line.split() for line in view("sample")[-3:]] == [
+        ["answer", "logprob", "tokens", "end"],
+        ["0", "-2.500", "3", "Red"],
+        ["1", "-2.500", "4", "Blue"],
+    ]
+
+
+def test_while_a_stage_runs_what_is_finished_is_shown_and_how_far_it_is(view: Lines) -> None:
+    path = made("score", [asked("a", answer(0, "Red", **rated(0.5)))], partial=True)
+    state = {"done": 2, "total": 8, "unit": "prompts", "note": "mean 0.5", "left": 90.0}
+    (path / "progress.json").write_text(json.dumps(state))
+    lines = view("score")
+    assert lines[0] == "score: Scored, half done, 2/8 prompts, mean 0.5, 2 min left"
+    assert lines[-1].endswith("Red")
+
+
+def test_one_row_is_shown_whole_by_its_id_and_rows_are_found_by_what_they_say(view: Lines) -> None:
+    said = [asked(f"{i}", answer(0, f"First {i}\nsecond", **rated(0.5))) for i in range(9)]
+    made("score", said)
+    assert view("score", "--id", "7")[-2:] == [
+        "       0  0.500      14       First 7",
+        "                              second",
+    ]
+    assert [line for line in view("score", "--search", "FIRST 8") if "First" in line]
+    assert sum("First" in line for line in view("score", "-n", "3")) == 3
+    assert sum("First" in line for line in view("score")) == 5
+
+
+def test_pairs_and_what_was_kept_are_shown(view: Lines) -> None:
+    prompt = [{"role": "user", "content": "Name a colour."}]
+    good, bad = ([{"role": "assistant", "content": text}] for text in ("Red", "No"))
+    pair = {"id": "a", "prompt": prompt, "chosen": good, "rejected": bad}
+    made("pair", [{**pair, "chosen_score": 2.0, "rejected_score": -1.0}])
+    assert view("pair")[-2:] == ["  chosen    2.000  Red", "  rejected  -1.000  No"]
+    made("reject", [{"id": "a/0", "prompt_id": "a", "messages": [*prompt, *good], "score": 2.0}])
+    assert view("reject", "--id", "a")[-2:] == ["  assistant: Red", "  score  2.000"]
+
+
+def test_of_a_stage_that_trains_what_it_learns_to_say_is_marked(view: Lines) -> None:
+    dialog = [
+        {"role": "user", "content": "Name a colour."},
+        {"role": "assistant", "content": "Red"},
+    ]
+    made("reject", [{"id": "a/0", "prompt_id": "a", "messages": dialog, "score": 2.0}])
+    assert view("sft") == [
+        "sft (its data): Conversations, not made yet",
+        "",
+        "a/0",
+        "    <s><|user|>Name a colour.<|end|> ⏎ <|assistant|>",
+        "  > Red<|end|>",
+    ]
+
+
+def test_what_a_model_said_cannot_move_the_cursor(view: Lines) -> None:
+    made("sample", [asked("a", answer(0, "\x1b[2J\x9b1mred\r\x07"))])
+    assert view("sample")[-1].endswith(r"\x1b[2J\x9b1mred\r\x07")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["scor"], 'r.yaml: There is no stage "scor". Did you mean "score"?'),
+        (["score"], "r.yaml: stages.score: Nothing is made yet. Make it: align run r.yaml score"),
+        (["sft"], "r.yaml: stages.sft: Its data is not made yet. Make it: align run r.yaml reject"),
+        (["sample", "--id", "b"], 'r.yaml: stages.sample: No row here has the id "b".'),
+        (["sample", "--search", "sea"], 'r.yaml: stages.sample: No row here has "sea".'),
+    ],
+)
+def test_what_cannot_be_shown_is_one_sentence(
+    arguments: list[str], message: str, view: Lines
+) -> None:
+    made("sample", [asked("a", answer(0, "Red"))])
+    assert view(*arguments, code=2) == [message]
+
+
+def test_without_a_stage_it_says_which_there_are(
+    view: Lines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["view", "r.yaml"])
+    assert end.value.code == 2
+    assert "--text STAGE. Stages are: sample, score, reject, pair, sft" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(view: Lines) -> None:
+    made("sample", [asked(f"{i}", answer(0, "Red" * 50)) for i in range(3000)])
+    command = f"{sys.executable} -m align.cli view r.yaml --text sample -n 3000 | head -n 3"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("sample: Samples, done") and done.stderr == ""
