@@ -11,10 +11,8 @@ import gc
 import inspect
 import json
 import os
-import shlex
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,9 +21,7 @@ from align import shelf, store
 from align.errors import Problem, RecipeError, StageFailed
 from align.estimate import costs
 from align.options import nearest
-from align.recipe import Plan, read
-
-STORE = Path("runs")
+from align.recipe import read
 
 
 def plan(arguments: list[str]) -> int:
@@ -53,7 +49,11 @@ def plan(arguments: list[str]) -> int:
     except ValueError:
         message = f'"{asked.memory}" is no size. Write it as 24GiB or 80GB.'
         raise RecipeError([Problem("--memory", "", message)]) from None
-    _show(read(asked.recipe, asked.set, asked.store), asked.recipe, memory)
+    from align import overview
+
+    planned = read(asked.recipe, asked.set, asked.store)
+    for line in overview.show(planned, asked.recipe, memory):
+        print(line)
     return 0
 
 
@@ -261,61 +261,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gc.enable()
 
 
-# -- what is printed -----------------------------------------------------------------------------
-
-
-def _show(plan: Plan, asked: str, memory: float | None) -> None:
-    """A plan as a table, and what is worth knowing about it."""
-    from align import versions
-
-    taken = costs.Costs(plan)
-    names = {stage.artifact.key: name for name, stage in plan.stages.items()}
-    head = ("stage", "kind", "makes", "from", "state", *costs.HEAD, "directory")
-    rows: list[tuple[str, ...]] = [head]
-    words = {"done": "done", "absent": "to do", "partial": "half done", "running": "running"}
-    done, older = 0, []
-    for name, stage in plan.stages.items():
-        state = store.state(stage.artifact.path)
-        made = type(stage.artifact).__name__
-        inputs = [names.get(artifact.key, artifact.key) for artifact in stage.inputs]
-        about = (name, stage.kind, made, ", ".join(inputs), words[state])
-        rows.append((*about, *taken.cells(name), stage.artifact.key))
-        if state == "done":
-            done += 1
-            differing = versions.differing(store.manifest(stage.artifact.path))
-            facts = [f"{library} {then} (now {now})" for library, (then, now) in differing.items()]
-            if facts:
-                older.append(f"  {name}: {', '.join(facts)}")
-    print(f"{plan.path}, seed {plan.seed}, store {plan.store}\n")
-    print("\n".join(_table(rows)))
-    if older:
-        print("\nmade by other versions (--again makes them anew):")
-        print("\n".join(older))
-    for title, lines in (("not checked", plan.not_checked), ("estimates", taken.notes())):
-        if lines:
-            print(f"\n{title}:")
-            print("\n".join(f"  {line}" for line in lines))
-    if memory is not None:
-        print("\n" + "\n".join(taken.fits(memory)))
-    left = len(plan.stages) - done
-    again = [word for setting in plan.overrides for word in ("--set", setting)]
-    again += ["--store", str(plan.store)] if plan.store != STORE else []
-    command = shlex.join(["align", "run", asked, *again])
-    print(
-        f"\n{done} of {len(plan.stages)} stages are done." + (f" Next: {command}" if left else "")
-    )
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    rows = [tuple(textwrap.shorten(cell, 36, placeholder=" …") for cell in row) for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return lines
-
-
 def _list(words: Sequence[str]) -> str:
     return ", ".join(words) or "none"
 
@@ -370,8 +315,8 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
         "--store",
         metavar="DIR",
         type=Path,
-        default=STORE,
-        help=f"where artifacts lie (default: {STORE})",
+        default=store.RUNS,
+        help=f"where artifacts lie (default: {store.RUNS})",
     )
 
 

@@ -29,6 +29,9 @@ from typing import IO, Any, Literal
 from align.artifacts import read_json
 from align.errors import StageFailed
 
+RUNS = Path("runs")
+"""The store, unless another is named."""
+
 PARTIAL = ".partial"
 MANIFEST = "artifact.json"
 

@@ -1,0 +1,65 @@
+"""What `align plan` prints: every stage as a row, and what is worth knowing about the whole."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from align import store
+from align.estimate import costs
+
+if TYPE_CHECKING:
+    from align.recipe import Plan
+
+
+def show(plan: Plan, asked: str, memory: float | None) -> Iterator[str]:
+    """A plan as a table, and what is worth knowing about it, in lines."""
+    from align import versions
+
+    taken = costs.Costs(plan)
+    names = {stage.artifact.key: name for name, stage in plan.stages.items()}
+    head = ("stage", "kind", "makes", "from", "state", *costs.HEAD, "directory")
+    rows: list[tuple[str, ...]] = [head]
+    words = {"done": "done", "absent": "to do", "partial": "half done", "running": "running"}
+    done, older = 0, []
+    for name, stage in plan.stages.items():
+        state = store.state(stage.artifact.path)
+        made = type(stage.artifact).__name__
+        inputs = [names.get(artifact.key, artifact.key) for artifact in stage.inputs]
+        about = (name, stage.kind, made, ", ".join(inputs), words[state])
+        rows.append((*about, *taken.cells(name), stage.artifact.key))
+        if state == "done":
+            done += 1
+            differing = versions.differing(store.manifest(stage.artifact.path))
+            facts = [f"{library} {then} (now {now})" for library, (then, now) in differing.items()]
+            if facts:
+                older.append(f"  {name}: {', '.join(facts)}")
+    yield f"{plan.path}, seed {plan.seed}, store {plan.store}\n"
+    yield from _table(rows)
+    if older:
+        yield "\nmade by other versions (--again makes them anew):"
+        yield from older
+    for title, lines in (("not checked", plan.not_checked), ("estimates", taken.notes())):
+        if lines:
+            yield f"\n{title}:"
+            yield from (f"  {line}" for line in lines)
+    if memory is not None:
+        yield ""
+        yield from taken.fits(memory)
+    left = len(plan.stages) - done
+    again = [word for setting in plan.overrides for word in ("--set", setting)]
+    again += ["--store", str(plan.store)] if plan.store != store.RUNS else []
+    command = shlex.join(["align", "run", asked, *again])
+    yield f"\n{done} of {len(plan.stages)} stages are done." + (f" Next: {command}" if left else "")
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    rows = [tuple(textwrap.shorten(cell, 36, placeholder=" …") for cell in row) for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
