@@ -250,8 +250,8 @@ class Served:
             except Refused as refusal:
                 said = str(refusal)
         else:
-            remedy = "`send: messages` sends the dialog." if self.endpoint.send == "tokens" else ""
-            raise StageFailed(f"{self.endpoint.url} refuses a plain request: {said}. {remedy}")
+            remedy = " Try `send: messages`." if self.endpoint.send == "tokens" else ""
+            raise StageFailed(f"{self.endpoint.url} refuses a plain request: {said}.{remedy}")
         self._learn(prompt, reply, choices)
 
     def _another(self, names: list[str]) -> str:

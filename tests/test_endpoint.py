@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from serving import VLLM, Fake, busy, serve
 
-from align import chat, endpoint, models
+from align import chat, endpoint, generate, models
 from align.artifacts import Model
 from align.endpoint import Endpoint
 from align.errors import StageFailed
@@ -274,6 +274,71 @@ def test_a_server_that_refuses_everything_is_not_asked_to_the_end(
     fake.say = lambda body, k: f"{k}" if body["n"] == 2 else None  # type: ignore[return-value]
     with pytest.raises(StageFailed, match="has refused 3 prompts and answered none"):
         ask()
+
+
+# -- the probe -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    from align import probe
+
+    monkeypatch.setitem(probe.GREEDY, "max_new_tokens", 8)
+
+
+def draws(network: Any, tokenizer: Any) -> Callable[[list[int]], tuple[list[int], float]]:
+    """What a server draws greedily from a model."""
+    from align import probe
+
+    def draw(prompt: list[int]) -> tuple[list[int], float]:
+        [(_, [answer])] = generate.generate(
+            network, tokenizer, [prompt], ["x"], generation=probe.GREEDY
+        )
+        return answer.token_ids, answer.logprob
+
+    return draw
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_a_server_of_other_weights_is_found_out(
+    ask: Ask, fake: Fake, model: Model, tokenizer: Any, logprobs: bool
+) -> None:
+    import torch
+
+    fake.logprobs, fake.token_ids = logprobs, logprobs
+    network = models.load(model)
+    fake.draw = draws(network, tokenizer)
+    assert len(ask({"probe": "local"})) == 6
+    torch.manual_seed(1)
+    for weights in network.parameters():
+        weights.data += 0.02 * torch.randn_like(weights)
+    with pytest.raises(StageFailed, match="serves another model than"):
+        ask({"probe": "local"})
+
+
+@pytest.mark.usefixtures("short")
+def test_a_server_that_leaves_the_adapter_out_is_found_out(
+    fake: Fake, model: Model, tokenizer: Any, out: Out, tmp_path: Path
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    network = models.load(model)
+    fake.draw = draws(network, tokenizer)
+    torch.manual_seed(0)
+    adapted = get_peft_model(models.load(model), LoraConfig(r=2, init_lora_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = str(model.path)
+    adapted.save_pretrained(tmp_path / "adapter")
+    spec = {"base": {"path": str(tmp_path / "adapter")}, "quantization": None, "adapter": False}
+    adapter = Model(tmp_path / "adapter", spec=spec)
+    fake.names = [str(tmp_path / "adapter")]
+    asked = Endpoint(url=fake.url, probe="local")
+    with pytest.raises(StageFailed, match="answers as the base and not as its adapter"):
+        asked.open(adapter, tokenizer, 256, out)
+    fake.draw = draws(adapted.eval(), tokenizer)
+    facts = asked.open(adapter, tokenizer, 256, out).facts
+    assert facts["probe_apart"] < 1e-3 < facts["probe_apart_from_base"]
 
 
 # -- secrets -------------------------------------------------------------------------------------
