@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align import drawing, gains
 from align.wording import adjusted, gate_sentence, interval, main_metrics, p_value, than, verdict
 
 if TYPE_CHECKING:
     from align.recipe import Plan, Planned
 
 Entry = dict[str, Any]
-Point = tuple[float, float]
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #667085; --line: #d9dee6; --paper: #fff;
@@ -58,7 +57,7 @@ def render(report: Entry, plan: Plan) -> str:
         _scores(report),
         _comparisons(report),
         _gates(report),
-        _selection(plan),
+        gains.section(_made(plan)),
         _training(plan),
         _dropped(report),
         _lineage(report, plan),
@@ -96,11 +95,11 @@ def _scores(report: Entry) -> str:
     for task, metric in metrics.items():
         mine = [s for s in report["scores"] if (s["task"], s["metric"]) == (task, metric)]
         caption = f'{escape(task)} <span class="soft">{escape(metric)}, n = {mine[0]["n"]}</span>'
-        charts.append(_figure(caption, _intervals(mine)))
+        charts.append(drawing.figure(caption, drawing.intervals(mine)))
     for score in report["scores"]:
         cells = [score["task"], score["metric"], score["model"]]
         rows.append([*map(escape, cells), f"{score['n']:,}", interval(score, "mean")])
-    table = _table(["task", "metric", "model", "n", "mean [95 %]"], rows, numbers=(3, 4))
+    table = drawing.table(["task", "metric", "model", "n", "mean [95 %]"], rows, numbers=(3, 4))
     return (
         f'<h2>Scores</h2><div class="grid">{"".join(charts)}</div>'
         f"<details><summary>All numbers</summary>{table}</details>"
@@ -132,7 +131,7 @@ def _comparisons(report: Entry) -> str:
         "or the one before; control: against the control of the same size. p is adjusted by Holm "
         "over all rows.</p>"
     )
-    return f"<h2>Differences</h2>{note}{_table(heads, rows, numbers=(3, 4, 5))}"
+    return f"<h2>Differences</h2>{note}{drawing.table(heads, rows, numbers=(3, 4, 5))}"
 
 
 def _gates(report: Entry) -> str:
@@ -144,40 +143,6 @@ def _gates(report: Entry) -> str:
 
 
 # -- stages --------------------------------------------------------------------------------------
-
-
-def _selection(plan: Plan) -> str:
-    """What choosing among k answers is worth, per `reject` stage that knows it."""
-    curves: dict[tuple[float, ...], list[str]] = {}
-    facts = []
-    for one in _made(plan):
-        metrics = _json(one.artifact.path / "metrics.json")
-        if "best_of" not in metrics:
-            continue
-        curves.setdefault(tuple(metrics["best_of"]), []).append(one.name)
-        facts.append(
-            [
-                escape(one.name),
-                f"{one.artifact.manifest()['counts'].get('kept', {'n': 0})['n']:,}",
-                f"{metrics['mean']:.3f}",
-                f"{metrics['kept']:.3f}",
-                f"{metrics['equal']:.1%}",
-            ]
-        )
-    if not curves:
-        return ""
-    charts = [
-        _figure(
-            f'{escape(", ".join(names))} <span class="soft">expected score of the best of k</span>',
-            _lines({"": [(float(k), y) for k, y in enumerate(curve, 1)]}, "k answers", dots=True),
-        )
-        for curve, names in curves.items()
-    ]
-    heads = ["stage", "kept", "mean of all", "mean of the kept", "prompts with equal scores only"]
-    return (
-        f'<h2>Rejection sampling</h2><div class="grid">{"".join(charts)}</div>'
-        f"{_table(heads, facts, numbers=(1, 2, 3, 4))}"
-    )
 
 
 _CURVES = (
@@ -201,7 +166,7 @@ def _training(plan: Plan) -> str:
             series = {name: points for name, points in series.items() if len(points) > 1}
             if series:
                 caption = f'{escape(one.name)} <span class="soft">{title}</span>'
-                charts.append(_figure(caption, _lines(series, "step")))
+                charts.append(drawing.figure(caption, drawing.lines(series, "step")))
     return f'<h2>Training</h2><div class="grid">{"".join(charts)}</div>' if charts else ""
 
 
@@ -220,7 +185,7 @@ def _dropped(report: Entry) -> str:
             rows.append([escape(stage["name"]), reason, f"{count['n']:,}", shown])
     if not rows:
         return ""
-    return f"<h2>Dropped or cut</h2>{_table(['stage', 'why', 'n', ''], rows, numbers=(2,))}"
+    return f"<h2>Dropped or cut</h2>{drawing.table(['stage', 'why', 'n', ''], rows, numbers=(2,))}"
 
 
 def _lineage(report: Entry, plan: Plan) -> str:
@@ -245,135 +210,11 @@ def _lineage(report: Entry, plan: Plan) -> str:
             ]
         )
     heads = ["stage", "from", "artifact", "time", "made"]
-    return f"<h2>How it was made</h2>{_table(heads, rows, numbers=(3,))}"
+    return f"<h2>How it was made</h2>{drawing.table(heads, rows, numbers=(3,))}"
 
 
 def _made(plan: Plan) -> Iterable[Planned]:
     return (one for one in plan.stages.values() if one.artifact.path.is_dir())
-
-
-# -- drawing -------------------------------------------------------------------------------------
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
-    """Rows of HTML; the columns in `numbers` are aligned on the right."""
-    mark = [' class="n"' if i in numbers else "" for i in range(len(heads))]
-    head = "".join(f"<th{m}>{escape(h)}</th>" for m, h in zip(mark, heads, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{m}>{c}</td>" for m, c in zip(mark, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll">{table}</div>'
-
-
-def _figure(caption: str, drawing: str) -> str:
-    return f"<figure><figcaption>{caption}</figcaption>{drawing}</figure>"
-
-
-def _intervals(scores: Sequence[Entry]) -> str:
-    """A dot with its interval per model, one under the other."""
-    known = [s[k] for s in scores for k in ("mean", "ci_low", "ci_high") if s[k] is not None]
-    ticks = _ticks(min(known), max(known))
-    label = 12 + 6.2 * max(len(str(score["model"])) for score in scores)
-    left, right, step = min(label, 190.0), 500.0, 22
-    bottom = 12 + step * len(scores)
-
-    def x(value: float) -> float:
-        return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left - 14)
-
-    marks = [
-        f'<line class="rule" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="6" y2="{bottom}"/>'
-        f'<text class="soft" text-anchor="middle" x="{x(t):.1f}" y="{bottom + 14}">{t:g}</text>'
-        for t in ticks
-    ]
-    for i, score in enumerate(scores):
-        y = 18 + step * i
-        marks.append(f'<text x="0" y="{y + 4}">{escape(_short(str(score["model"])))}</text>')
-        title = f"<title>{escape(score['model'])}: {interval(score, 'mean')}</title>"
-        line = ""
-        if score["ci_low"] is not None:
-            line = (
-                f'<line x1="{x(score["ci_low"]):.1f}" x2="{x(score["ci_high"]):.1f}" y1="{y}" '
-                f'y2="{y}" stroke="var(--c0)" stroke-width="2.5" stroke-linecap="round"/>'
-            )
-        dot = f'<circle cx="{x(score["mean"]):.1f}" cy="{y}" r="4.5" fill="var(--c0)"/>'
-        marks.append(f"<g>{title}{line}{dot}</g>")
-    return _svg(500, bottom + 20, marks)
-
-
-def _lines(series: dict[str, list[Point]], unit: str, dots: bool = False) -> str:
-    """Lines over a common x axis; one series needs no legend."""
-    points = [point for line in series.values() for point in line]
-    across = _ticks(min(x for x, _ in points), max(x for x, _ in points), whole=True)
-    up = _ticks(min(y for _, y in points), max(y for _, y in points))
-    left = 14 + 6.2 * max(len(f"{tick:g}") for tick in up)
-    right, top, bottom = 482.0, 10.0, 170.0
-
-    def place(point: Point) -> Point:
-        x = left + (point[0] - across[0]) / (across[-1] - across[0]) * (right - left)
-        y = bottom - (point[1] - up[0]) / (up[-1] - up[0]) * (bottom - top)
-        return round(x, 1), round(y, 1)
-
-    marks = []
-    for tick in up:
-        y = place((across[0], tick))[1]
-        marks.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
-        marks.append(
-            f'<text class="soft" text-anchor="end" x="{left - 6}" y="{y + 4}">{tick:g}</text>'
-        )
-    for tick in across:
-        x = place((tick, up[0]))[0]
-        marks.append(
-            f'<text class="soft" text-anchor="middle" x="{x}" y="{bottom + 15}">{tick:g}</text>'
-        )
-    marks.append(
-        f'<text class="soft" text-anchor="end" x="{right}" y="{bottom + 30}">{escape(unit)}</text>'
-    )
-    at = left
-    for i, (name, line) in enumerate(series.items()):
-        path = " ".join(f"{x},{y}" for x, y in map(place, _thinned(line)))
-        colour = f"var(--c{i % 6})"
-        marks.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
-        )
-        if dots:
-            for point in line:
-                (x, y), title = place(point), f"<title>{point[0]:g}: {point[1]:.3f}</title>"
-                marks.append(f'<circle cx="{x}" cy="{y}" r="3.2" fill="{colour}">{title}</circle>')
-        if name and len(series) > 1:
-            marks.append(
-                f'<rect x="{at}" y="{bottom + 24}" width="12" height="3" fill="{colour}"/>'
-                f'<text class="soft" x="{at + 17}" y="{bottom + 30}">{escape(name)}</text>'
-            )
-            at += 30 + 6.2 * len(name)
-    return _svg(500, 206, marks)
-
-
-def _svg(width: int, height: float, marks: Iterable[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height:g}" role="img">{"".join(marks)}</svg>'
-
-
-def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """About five round numbers that enclose an interval."""
-    if high <= low:
-        pad = abs(low) * 0.1 or 1.0
-        low, high = low - pad, high + pad
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    step = max(1.0, step) if whole else step
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(i * step, 10) for i in range(first, last + 1)]
-
-
-def _thinned(line: list[Point], most: int = 400) -> list[Point]:
-    every = max(1, len(line) // most)
-    return line if every == 1 else [*line[::every], line[-1]]
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 28 else name[:27] + "…"
 
 
 def _duration(seconds: float) -> str:

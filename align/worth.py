@@ -188,3 +188,42 @@ def _rounded(numbers: Iterable[float]) -> list[float | None]:
 def _known(number: float) -> float | None:
     """JSON knows no nan: an interval of one prompt is None."""
     return None if math.isnan(number) else number
+
+
+def words(found: dict[str, Any]) -> list[str]:
+    """What a summary says, in sentences: for the log and the report."""
+    n, curve = found["n"], found["best_of"]
+    if n == 1:
+        return ["There is one answer per prompt to choose from: nothing was chosen. Sample more."]
+    best, one = (f"pass@{n}", "pass@1") if found["zero_or_one"] else (f"the best of {n}", "one")
+    low, high = found["gain_low"], found["gain_high"]
+    interval = "[?]" if low is None else f"[{low:+.3f}, {high:+.3f}]"
+    said = [
+        f"Choosing gains {found['gain']:+.3f} {interval} of the reward's own score over a random "
+        f"pick: {best} is {curve[-1]:.3f}, {one} {curve[0]:.3f} (means over "
+        f"{found['prompts']:,} prompts)."
+    ]
+    if found["gain"] > 0:
+        share = (curve[found["enough"] - 1] - curve[0]) / found["gain"]
+        more = "would help" if found["last_doubling"] > 1 - ENOUGH else "would help little"
+        said.append(
+            f"{found['enough']} answers give {share:.0%} of that gain. The last doubling, from "
+            f"{math.ceil(n / 2)} to {n}, gave {found['last_doubling']:.0%} of it: more answers "
+            f"{more}."
+        )
+    if found["equal"]:
+        said.append(f"For {found['equal']:.1%} of the prompts all answers score the same.")
+    if (r := found.get("correlation_with_length")) is not None:
+        said.append(
+            f"Among answers to a prompt, score and length correlate at {r:+.2f}; kept answers have "
+            f"{found['tokens_kept']:.0f} tokens, all {found['tokens']:.0f}."
+        )
+    said.append(
+        f"The best of {n} departs from the model by {found['kl_bound']:.2f} nats at most, and "
+        f"beats a single answer {found['win_rate_bound']:.0%} of the time at most."
+    )
+    if found["fewer"]:
+        said.append(
+            f"{found['fewer']:,} prompts have fewer than {n} answers: not in these numbers."
+        )
+    return said

@@ -69,6 +69,18 @@ FOUND = {
     "gates": [GATE],
 }
 
+WORTH = {
+    "kept": 0.95, "n": 4, "prompts": 300, "fewer": 2,
+    "best_of": [0.1, 0.6, 0.8, 0.9], "best_of_low": [0.05, 0.55, 0.75, 0.85],
+    "best_of_high": [0.15, 0.65, 0.85, 0.95], "zero_or_one": False, "mean": 0.1,
+    "gain": 0.8, "gain_low": 0.7, "gain_high": 0.9, "kl_bound": 0.63629, "win_rate_bound": 0.8,
+    "enough": 4, "last_doubling": 0.375, "equal": 0.02, "tokens": 10.0, "tokens_kept": 14.0,
+    "correlation_with_length": 0.4,
+    "by_length": [{"tokens": 5.0, "score": 0.1, "answers": 600},
+                  {"tokens": 20.0, "score": 0.9, "answers": 600}],
+    "draws": [{"draw": 0, "prompts": 300, "answers": 1200, "mean": 0.1, "best": 0.9, "kept": 298}],
+}  # fmt: skip
+
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
@@ -103,8 +115,7 @@ def plan(tmp_path: Path) -> Plan:
         (artifact.path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     metrics = {"accuracy": 0.9, "accuracy_low": 0.87, "accuracy_high": 0.93, "held_out": 400}
     (store / "reward-1" / "metrics.json").write_text(json.dumps(metrics))
-    worth = {"best_of": [0.1, 0.6, 0.8, 1.0], "mean": 0.1, "gain": 0.9, "equal": 0.02, "kept": 0.95}
-    (store / "best-1" / "metrics.json").write_text(json.dumps(worth))
+    (store / "best-1" / "metrics.json").write_text(json.dumps(WORTH))
     (store / "evaluate-1" / "report.json").write_text(json.dumps(FOUND))
     return Plan("chain", tmp_path / "chain.yaml", store, stages, [], [], 42)
 

@@ -16,7 +16,7 @@ from align.errors import StageFailed
 from align.out import Out
 from align.selection import Answer, Earlier, Row, Ties
 from align.settings import Stage
-from align.worth import Worth
+from align.worth import Worth, words
 
 
 class Reject(Stage):
@@ -113,8 +113,10 @@ class Reject(Stage):
                 f"No answer of {self.scores.key} can be kept (see the counts of what was dropped). "
                 "If all were cut, raise max_new_tokens or say allow_cut: true."
             )
-        summary = json.dumps(worth.summary(), indent=1)
-        (out.path / "metrics.json").write_text(summary, encoding="utf-8")
+        summary = worth.summary()
+        if self.keep != "random" and "n" in summary:
+            out.say("\n".join(words(summary)[:2]))
+        (out.path / "metrics.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
         return Conversations(out.path)
 
     def _ranked(self, row: Row, answers: list[Answer]) -> list[Answer]:
