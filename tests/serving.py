@@ -97,13 +97,15 @@ class Fake:
         prompt = self._prompt(body) if chat else body["prompt"]
         if len(prompt) > self.longest:
             return 400, {}, json.dumps({"error": {"message": f"{len(prompt)} tokens are too many"}})
-        made = [self._choice(chat, body, prompt, k) for k in range(min(self.most, body["n"]))]
+        made = [
+            self._choice(chat, body, prompt, k) for k in range(min(self.most, body.get("n", 1)))
+        ]
         usage = {"prompt_tokens": len(prompt) + self.extra}
         return 200, {}, json.dumps({"choices": made, "usage": usage})
 
     def _prompt(self, body: dict[str, Any]) -> Any:
         if self.tokenizer is None:
-            return ""
+            return "".join(message["content"] for message in body["messages"])
         return self.tokenizer.apply_chat_template(
             body["messages"], add_generation_prompt=True, return_dict=False
         )
