@@ -1,22 +1,22 @@
-"""Whether an answer's last number, letter or words are the right ones."""
+"""Whether an answer ends in the right number, letter or words."""
 
 import re
 from typing import Any, Literal
 
+from align import answers
 from align.errors import StageFailed
 from align.rewards import text
 from align.settings import Dialog, Reward
 
-NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
-LETTER = re.compile(r"(?<![A-Za-z'])\(?([A-J])\)?(?![A-Za-z'])")
-
 
 class Answer(Reward):
-    """1 where the final answer is that of a column, else 0; None where the column is empty.
+    r"""1 where the final answer is that of a column, else 0; None where the column is empty.
 
-    * `number`: the last number of the text, as a value: `1,000.0` is `1000`. The column's last
-      number counts, too (GSM8K's ends with `#### 42`).
-    * `letter`: the last of A to J that stands alone: `(B)`, `The answer is B.`
+    The final answer is what is boxed (`\boxed{…}`), else what follows `####`, else what follows
+    "the answer is", else the last; the column's is found in the same way.
+
+    * `number`: as a value: `$1,000.00` is `1000`, `3/4` is `0.75`, and `50%` is `50`.
+    * `letter`: one of A to J: `(B)`, `**B**`, `B) because A …`, `I choose option B`.
     * `words`: the text ends with the column's words, whatever the case and punctuation.
     """
 
@@ -42,18 +42,8 @@ class Answer(Reward):
         if self.kind == "words":
             ours, theirs = _words(said), _words(right)
             return float(bool(theirs) and ours[-len(theirs) :] == theirs)
-        last = _number if self.kind == "number" else _letter
-        return float(last(said) is not None and last(said) == last(right))
-
-
-def _number(said: str) -> float | None:
-    found = NUMBER.findall(said)
-    return float(found[-1].replace(",", "")) if found else None
-
-
-def _letter(said: str) -> str | None:
-    found = LETTER.findall(said)
-    return str(found[-1]) if found else None
+        final = answers.number if self.kind == "number" else answers.letter
+        return float(final(said) is not None and final(said) == final(right))
 
 
 def _words(said: str) -> list[str]:
