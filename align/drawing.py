@@ -64,9 +64,16 @@ def intervals(scores: Sequence[Entry]) -> str:
 
 
 def lines(
-    series: dict[str, list[Point]], unit: str, dots: bool = False, band: Sequence[Band] = ()
+    series: dict[str, list[Point]],
+    unit: str,
+    dots: bool = False,
+    band: Sequence[Band] = (),
+    mark: tuple[Point, str] | None = None,
 ) -> str:
-    """Lines over a common x axis, over a band where there is one; one series needs no legend."""
+    """Lines over a common x axis, over a band where there is one; one series needs no legend.
+
+    `mark` is a point of a line and what is said of it.
+    """
     points = [point for line in series.values() for point in line]
     points += [(x, y) for x, *ends in band for y in ends]
     across = _ticks(min(x for x, _ in points), max(x for x, _ in points), whole=True)
@@ -98,6 +105,12 @@ def lines(
         edge = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
         path = " ".join(f"{x},{y}" for x, y in map(place, edge))
         marks.append(f'<polygon points="{path}" fill="var(--c0)" opacity="0.18"/>')
+    if mark:
+        (x, y), text = place(mark[0]), escape(mark[1])
+        marks.append(
+            f'<line x1="{x}" x2="{x}" y1="{y}" y2="{bottom}" stroke="var(--soft)" '
+            f'stroke-dasharray="3 3"/><text class="soft" x="{x + 6}" y="{bottom - 8}">{text}</text>'
+        )
     at = left
     for i, (name, line) in enumerate(series.items()):
         path = " ".join(f"{x},{y}" for x, y in map(place, _thinned(line)))

@@ -67,10 +67,12 @@ def _curve(stages: list[tuple[str, Entry]]) -> str:
     points = [(float(k), y) for k, y in enumerate(found["best_of"], 1)]
     ends = zip(points, found["best_of_low"], found["best_of_high"], strict=True)
     band = [(x, low, high) for (x, _), low, high in ends if low is not None]
+    enough = found["enough"]
+    mark = (points[enough - 1], f"{enough} are enough") if 1 < enough < found["n"] else None
     by_length = [(one["tokens"], one["score"]) for one in found["by_length"]]
     charts = drawing.figure(
         f'{names} <span class="soft">{what}, with its 95 % interval</span>',
-        drawing.lines({"": points}, "k answers", dots=True, band=band),
+        drawing.lines({"": points}, "k answers", dots=True, band=band, mark=mark),
     )
     charts += drawing.figure(
         f'{names} <span class="soft">mean score of short to long answers</span>',

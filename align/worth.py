@@ -215,8 +215,8 @@ def words(found: dict[str, Any]) -> list[str]:
         said.append(f"For {found['equal']:.1%} of the prompts all answers score the same.")
     if (r := found.get("correlation_with_length")) is not None:
         said.append(
-            f"Among answers to a prompt, score and length correlate at {r:+.2f}; kept answers have "
-            f"{found['tokens_kept']:.0f} tokens, all {found['tokens']:.0f}."
+            f"Among answers to a prompt, score and length correlate at {round(r, 2) + 0.0:.2f}; "
+            f"kept answers have {found['tokens_kept']:.1f} tokens, all {found['tokens']:.1f}."
         )
     said.append(
         f"The best of {n} departs from the model by {found['kl_bound']:.2f} nats at most, and "

@@ -15,6 +15,9 @@ class Asked(Stage):
     rows: int
     """How many; of held-out prompts per skill."""
 
+    after: int = 0
+    """How many come before them in the same order: what another stage with as many rows asks."""
+
     held_out: bool = False
     failing: bool = False
     """The skills where judging is as hard as answering, instead of the others."""
@@ -25,7 +28,7 @@ class Asked(Stage):
         if self.held_out:
             items = [item for skill in world.skills for item in world.test(skill, self.rows)]
         else:
-            items = world.prompts(self.rows)
+            items = world.prompts(self.after + self.rows)[self.after :]
         rows = (
             {
                 "prompt": [{"role": "user", "content": item.prompt}],
