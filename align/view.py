@@ -136,10 +136,10 @@ def _candidates(row: Row, width: int) -> Iterator[str]:
     if not (answers := sorted(row["completions"], key=_best_first)):
         return
     members = list(answers[0].get("scores", ()))
-    if len(members) == 1 and all(a["score"] == a["scores"][members[0]] for a in answers):
+    if len(members) == 1 and all(a.get("score") == a["scores"].get(members[0]) for a in answers):
         members = []  # the score says it
     draws = any("draw" in answer for answer in answers)
-    heads = ["answer", "score" if "scores" in answers[0] else "logprob", *members]
+    heads = ["answer", "score" if "score" in answers[0] else "logprob", *members]
     table = [[*heads, "tokens", "end", *["draw"][:draws]]]
     for answer in answers:
         first = answer.get("score", answer["logprob"])

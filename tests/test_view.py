@@ -103,6 +103,16 @@ def test_members_and_draws_have_columns_and_long_texts_are_cut_to_the_terminal(
     assert len(line) == 80 and line.endswith("x…")
 
 
+def test_answers_that_only_some_rewards_have_seen_show_what_is_there(view: Lines) -> None:
+    seen = [answer(0, "Red", scores={"model": 0.5}), {**answer(1, "Blue"), "logprob": None}]
+    made("score", [asked("a", {**seen[1], "scores": {"model": None}}, seen[0])], partial=True)
+    assert [line.split() for line in view("score")[-3:]] == [
+        ["answer", "logprob", "model", "tokens", "end"],
+        ["0", "-2.500", "0.500", "3", "Red"],
+        ["1", "–", "–", "4", "Blue"],
+    ]
+
+
 def test_samples_that_have_no_score_yet_show_what_the_model_thought_of_them(view: Lines) -> None:
     made("sample", [asked("a", answer(0, "Red"), answer(1, "Blue"))])
     assert [line.split() for line in view("sample")[-3:]] == [
