@@ -18,6 +18,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,6 +59,9 @@ class Shard(Out):
     def __init__(self, path: Path, cache: Path, tell: Callable[[dict[str, Any]], None]) -> None:
         super().__init__(path, cache)
         self.number = -1
+        self.facts: dict[str, Any] = {}
+        """What makes the shards, for the artifact: `worker` may say it."""
+
         self._tell = tell
 
     def progress(
@@ -71,15 +75,26 @@ class Shard(Out):
             self._tell({"shard": self.number, "part": part, "tokens": tokens, "note": note})
 
 
+@dataclass
+class Made:
+    """What all shards together say of how they were made."""
+
+    seconds: float = 0.0
+    """Of all shards, in all processes."""
+
+    by: list[dict[str, Any]] = field(default_factory=list)
+    """The processes' `facts`, those that differ."""
+
+
 # -- making --------------------------------------------------------------------------------------
 
 
 def make(
     out: Out, shards: Iterable[list[Row]], stage: Sharded, workers: Workers | None = None
-) -> float:
+) -> Made:
     """Write `data/shard-00000.jsonl` and so on, those that are not there whole; streams.
 
-    Shards' counts are added to `out`'s. Returns the seconds all shards took, in all processes.
+    Shards' counts are added to `out`'s.
 
     Args:
         out: of the stage.
@@ -118,6 +133,7 @@ def one(out: Shard, number: int, work: Work) -> None:
         "data": data,
         "seconds": round(time.monotonic() - begun, 3),
         "counts": out.counts,
+        "facts": out.facts,
     }
     _write(_record(out.path, number), [_line(record)])
 
@@ -174,18 +190,20 @@ def _same(rows: Iterable[Row], planned: list[Row]) -> Iterator[Row]:
         yield row
 
 
-def _add_up(out: Out, shards: int) -> float:
-    """Add the shards' counts to the stage's, in order; their seconds."""
-    seconds = 0.0
+def _add_up(out: Out, shards: int) -> Made:
+    """Add the shards' counts to the stage's, in order."""
+    made = Made()
     for number in range(shards):
         record = read_json(_record(out.path, number))
-        seconds += record["seconds"]
+        made.seconds += record["seconds"]
+        if record["facts"] not in made.by:
+            made.by.append(record["facts"])
         for name, count in record["counts"].items():
             total = out.counts.setdefault(name, {"n": 0})
             total["n"] += count["n"]
             if examples := [*total.get("examples", ()), *count.get("examples", ())]:
                 total["examples"] = examples[:EXAMPLES]
-    return seconds
+    return made
 
 
 # -- files ---------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def _ahead(what: Any, use: str) -> tuple[float | None, bool, float | None]:
         return *_of_artifact(what.samples), None
     if use == "sample":
         drawn = _sum(_rows(source) for source in what.prompts)
-        return None, False, drawn and drawn * what.n
+        return None, False, drawn and drawn * what.most
     if use not in totals.CONFIGS:
         return None, False, None
     if what.trainer.get("max_steps", -1) > 0:

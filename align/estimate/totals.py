@@ -19,6 +19,7 @@ from align.estimate.memory import GIB, Parts
 from align.settings import Stage
 from align.shapes import Shape, Unknown
 from align.signatures import options
+from align.stages.sample import Sample
 from align.training import micro_batch
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ def _memory(what: Any, use: str) -> Parts:
             found.append(_scoring(made, _length(what, use, made.shape)))
         return max(found, key=_sum)
     if use == "sample":
-        return _drawing(what.model, what.rows, what.n, what.generation)
+        found = [_drawing(what.model, what.rows, d.n, d.generation) for d in what.drawn()]
+        return max(found, key=_sum)
     if use == "score":
         length = PROMPT + _longest(what.samples)
         found = [_scoring(anatomy(judge), length) for judge in _judges(what)]
@@ -261,8 +263,10 @@ def _longest(samples: Samples) -> int:
     settings = dict(samples.stage) if isinstance(samples.stage, Stage) else {}
     if "samples" in settings:  # scored before
         return _longest(settings["samples"])
-    new = settings.get("generation", {}).get("max_new_tokens")
-    return int(new or decoding.OPTIONS["max_new_tokens"])
+    draws = samples.stage.drawn() if isinstance(samples.stage, Sample) else []
+    options = [draw.generation for draw in draws] or [settings.get("generation", {})]
+    default = decoding.OPTIONS["max_new_tokens"]
+    return max(int(one.get("max_new_tokens", default)) for one in options)
 
 
 def _scoring(made: Anatomy, length: int, tokens: int = 16384) -> Parts:

@@ -120,8 +120,7 @@ def _answers(samples: Samples) -> int | None:
     stage = samples.stage
     while isinstance(below := getattr(stage, "samples", None), Samples):
         stage = below.stage
-    draws = getattr(stage, "draws", None)
-    return sum(draw.n for draw in draws) if draws else getattr(stage, "n", None)
+    return getattr(stage, "most", None)
 
 
 _OURS = ("prompt", "chosen", "rejected", "margin", "id")

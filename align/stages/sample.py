@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 from pydantic import Field
 
-from align import models, shards
+from align import draws, models, shards
 from align.artifacts import Model, Prompts, Samples
 from align.data import Source, mix
 from align.decoding import Generation, problems
-from align.errors import StageFailed
+from align.draws import Draw
+from align.endpoint import Engine
 from align.out import Out
 from align.settings import Stage
+from align.workers import Workers
 
 SHARD = 1024
 """Answers of a shard unless `shard:` says how many prompts: seconds to minutes of work."""
@@ -23,11 +25,10 @@ SHARD = 1024
 class Sample(Stage):
     """`n` answers to every prompt.
 
-    An answer depends on the seed, the prompt's id and the answer's index only: in fp32 it is the
-    same in any batch, order or number of shards, and with a larger `n` the first ones stay. In
-    bf16 the same `rows` and `shard` give the same answers.
-
-    Not its work: several devices, and engines other than our own decoding.
+    With the engine `generate` an answer depends on the seed, the prompt's id and the answer's index
+    only: in fp32 it is the same in any batch, order, number of shards or workers, and with a larger
+    `n` the first ones stay. In bf16 the same `rows` and `shard` give the same answers. What each
+    engine promises, and what drew the answers, is in the artifact's `metrics.json`.
     """
 
     model: Model
@@ -43,83 +44,66 @@ class Sample(Stage):
     """Options of `GenerationConfig`. Unless told: do_sample true, temperature 1, top_k 0 (all
     tokens), max_new_tokens 256. It ends at every end-of-turn token the model or template has."""
 
+    system: str | None = None
+    """A system prompt for drawing, in the place of the prompt's own. The rows keep the prompt as it
+    was asked: what is trained on them learns to answer so without it."""
+
+    draws: list[Draw] = []
+    """Several draws instead of one, each with its own `n`, `generation` and `system`, for all
+    prompts or for some. An answer's `draw` is the number of its own."""
+
+    engine: Engine = None
+    """What generates: `generate`, in this process; `paged`, in this process with shared pages of
+    prompts; or the URL of a server. `generate` on a CPU and `paged` on a GPU unless set."""
+
     rows: int = Field(128, ge=1, exclude=True)
     """Answers decoded at once: as many as fit the memory, if a GPU is to be busy."""
 
     shard: int | None = Field(None, ge=1, exclude=True)
     """Prompts per shard: what a kill can lose. About 1,024 answers unless set."""
 
+    workers: Workers | None = Field(None, exclude=True)
+    """Who makes the shards: `{on: local, count: 4}`. This process unless set."""
+
     def check(self) -> Iterable[tuple[str, str]]:
         """Options that decoding does not know; a model that cannot render a dialog."""
         yield from problems(self.generation)
+        for number, draw in enumerate(self.draws):
+            yield from ((f"draws.{number}.{key}", fact) for key, fact in problems(draw.generation))
         yield from models.check_template(self.model)
+        if self.workers is not None:
+            yield from self.workers.problems()
+
+    def drawn(self) -> list[Draw]:
+        """The draws, each with what it takes from the stage."""
+        return draws.resolved(self.draws, self.n, self.generation, self.system)
+
+    @property
+    def most(self) -> int:
+        """The most answers that a prompt can have."""
+        return sum(draw.n or 0 for draw in self.drawn())
 
     def run(self, out: Out) -> Samples:
-        """Plan the shards, then draw one after the other."""
-        size = self.shard or max(1, SHARD // self.n)
-        shards.make(out, shards.cut(self.planned(out), size), self)
+        """Plan the shards, have them drawn, and sum up."""
+        rows = mix(self.prompts, Prompts, self.seed, out)
+        planned = draws.plan(rows, self.drawn(), self.model, out)
+        size = self.shard or max(1, SHARD // self.most)
+        made = shards.make(out, shards.cut(planned, size), self, self.workers)
+        summary = draws.summary(len(self.drawn()), out.counts, made)
+        (out.path / "metrics.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
         return Samples(out.path)
 
-    def planned(self, out: Out) -> Iterator[dict[str, Any]]:
-        """The prompts that are asked, one at a time; the others are counted."""
-        from align import chat
-
-        tokenizer, limit = models.tokenizer(self.model), context(self.model)
-        asked = 0
-        for row in mix(self.prompts, Prompts, self.seed, out):
-            ids = chat.prompt(tokenizer, row["prompt"], row.get("tools"))
-            if len(ids) < limit:
-                asked += 1
-                yield row
-            else:
-                out.count("dropped.prompt_too_long", example={"id": row["id"], "tokens": len(ids)})
-        if not asked:
-            raise StageFailed(
-                f"Every prompt is longer than the {limit} tokens that {self.model.key} can read. "
-                "Use shorter prompts or another model."
-            )
-
     def worker(self, out: shards.Shard) -> shards.Work:
-        """Load the model; a shard's prompts are read and answered together."""
-        from align import chat, generate
+        """Load the model; the answers of a shard are drawn together, one draw after the other."""
+        from align import engines
 
-        tokenizer = models.tokenizer(self.model)
-        network = generate.folded(models.load(self.model))
+        ask = engines.ready(self.engine, self.model, seed=self.seed, rows=self.rows, out=out)
 
         def work(number: int, shard: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-            drawn: dict[int, list[dict[str, Any]]] = {}
-            for i, answers in generate.generate(
-                network,
-                tokenizer,
-                [chat.prompt(tokenizer, row["prompt"], row.get("tools")) for row in shard],
-                [row["id"] for row in shard],
-                n=self.n,
-                seed=self.seed,
-                generation=self.generation,
-                rows=self.rows,
-                progress=lambda tokens: out.progress(
-                    len(drawn), len(shard), "prompts", tokens=tokens
-                ),
-            ):
-                drawn[i] = [asdict(answer) for answer in answers]
-            for i, row in enumerate(shard):
-                columns = {k: v for k, v in row.items() if k not in ("id", "prompt")}
-                kept = {"id": row["id"], "prompt": row["prompt"], "columns": columns}
-                yield {**kept, "completions": drawn[i]}
+            answers = draws.answers(ask, self.drawn(), shard, out)
+            for row in shard:
                 out.count("prompts")
-                for answer in drawn[i]:
-                    out.count("answers")
-                    out.count("tokens", len(answer["token_ids"]))
-                    if answer["finish"] == "length":
-                        out.count("cut", example={"id": row["id"], "end": answer["text"][-200:]})
+                kept = {name: row[name] for name in ("id", "prompt", "columns")}
+                yield {**kept, "completions": answers[row["id"]]}
 
         return work
-
-
-def context(model: Model) -> int:
-    """The most tokens the model can attend to (a large number where its config names none)."""
-    from transformers import AutoConfig
-
-    base = models.describe(model).base
-    config = AutoConfig.from_pretrained(base.path, revision=base.revision)
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30)

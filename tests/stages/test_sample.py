@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shouting import prepare
 
-from align import generate
+from align import generate, models
 from align.artifacts import Model, Samples
 from align.data import Source
+from align.draws import Draw
 from align.errors import StageFailed
 from align.out import Out
 from align.stages.sample import Sample
+from align.workers import Workers
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
 
@@ -136,3 +139,125 @@ def test_samples_come_from_all_tokens_unless_top_k_is_asked_for(sample: Any) -> 
     assert kinds(sample("all", **many)[0]) > 240
     few = {"n": 40, "generation": {"max_new_tokens": 1, "top_k": 2}}
     assert kinds(sample("few", **few)[0]) <= 2 * 10
+
+
+def prompted(write_rows: Write) -> Source:
+    """Prompts of two subjects, one under a system prompt of its own."""
+    rows = [
+        {"id": "sum", "prompt": "1+1", "subject": "math"},
+        {"id": "sky", "prompt": "why blue", "subject": "chat"},
+        {"id": "own", "subject": "chat", "prompt": [
+            {"role": "system", "content": "be odd"}, {"role": "user", "content": "hi"}
+        ]},
+    ]  # fmt: skip
+    return Source(path=str(write_rows("subjects.jsonl", rows)))
+
+
+def test_draws_have_indices_of_their_own_and_only_the_prompts_they_ask_for(
+    sample: Any, write_rows: Write
+) -> None:
+    asked = {"prompts": [prompted(write_rows)], "n": 2}
+    both = [Draw(), Draw(n=3, generation={"do_sample": False}, where={"subject": "math"})]
+    samples, out = sample(**asked, draws=both)
+    rows = {row["id"]: row for row in samples.rows()}
+    marks = {id: [(a["index"], a["draw"]) for a in row["completions"]] for id, row in rows.items()}
+    assert marks["sum"] == [(0, 0), (1, 0), (2, 1), (3, 1), (4, 1)]
+    assert marks["sky"] == marks["own"] == [(0, 0), (1, 0)]
+    greedy = [a["token_ids"] for a in rows["sum"]["completions"][2:]]
+    assert greedy[0] == greedy[1] == greedy[2]
+    about = json.loads((out.path / "metrics.json").read_text())
+    assert [draw["answers"] for draw in about["draws"]] == [6, 3]
+    assert about["tokens"] == sum(draw["tokens"] for draw in about["draws"])
+    assert set(out.counts) <= {"prompts", "answers", "tokens", "cut"}
+
+
+def test_a_draw_of_all_prompts_first_is_the_same_as_a_stage_without_draws(
+    sample: Any, write_rows: Write
+) -> None:
+    plain = tokens(sample("plain", prompts=[prompted(write_rows)], n=2)[0])
+    split = [Draw(n=1), Draw(n=1, where={"subject": ["math", "chat"]})]
+    assert tokens(sample("split", prompts=[prompted(write_rows)], draws=split)[0]) == plain
+
+
+def test_a_system_prompt_is_drawn_under_and_not_kept(sample: Any, write_rows: Write) -> None:
+    asked = {"prompts": [prompted(write_rows)], "n": 2}
+    plain, _ = sample("plain", **asked)
+    under, _ = sample("under", **asked, system="be odd")
+    rows = [{row["id"]: row for row in one.rows()} for one in (plain, under)]
+    for id, row in rows[0].items():
+        assert rows[1][id]["prompt"] == row["prompt"]
+        same = rows[1][id]["completions"] == row["completions"]
+        assert same == (id == "own"), "the one that had this system prompt already"
+    mixed, _ = sample("mixed", **asked, system="be odd", draws=[Draw(), Draw(system="")])
+    for row in mixed.rows():
+        first, second = row["completions"][:2], row["completions"][2:]
+        expected = rows[1][row["id"]]["completions"]
+        assert [a["token_ids"] for a in first] == [a["token_ids"] for a in expected]
+        assert len(second) == 2
+
+
+def test_a_where_that_fits_no_prompt_is_said_before_a_model_is_loaded(
+    sample: Any, write_rows: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load", None)
+    asked = {"prompts": [prompted(write_rows)]}
+    with pytest.raises(StageFailed) as unknown:
+        sample("a", **asked, draws=[Draw(), Draw(where={"topic": "math"})])
+    assert str(unknown.value) == (
+        'draws.1.where: no prompt has a column "topic". Columns are: subject.'
+    )
+    with pytest.raises(StageFailed, match=r"draws\.0\.where: no prompt has subject: maths\."):
+        sample("b", **asked, draws=[Draw(where={"subject": "maths"})])
+
+
+REFUSING = (
+    "{% for m in messages %}"
+    "{% if 'odd' in m['content'] %}{{ raise_exception('Odd.') }}{% endif %}"
+    "<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_a_prompt_that_the_template_refuses_is_counted_and_the_others_are_kept(
+    sample: Any, write_rows: Write, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "refusing.jinja").write_text(REFUSING)
+    base = {"path": str(tiny_model), "chat_template": str(tmp_path / "refusing.jinja")}
+    refusing = Model(tiny_model, spec={"base": base, "quantization": None, "adapter": False})
+    asked = {"prompts": [prompted(write_rows)], "model": refusing}
+    samples, out = sample(**asked)
+    assert [row["id"] for row in samples.rows()] == ["sum", "sky"]
+    [example] = out.counts["dropped.template"]["examples"]
+    assert example["id"] == "own" and "refuses a dialog of system, user: Odd." in example["error"]
+    with pytest.raises(
+        StageFailed, match=r"^No prompt can be asked\. The chat template of .*Odd\."
+    ):
+        sample("all", **asked, system="be odd")
+
+
+def test_an_empty_set_of_prompts_is_one_sentence(sample: Any, write_rows: Write) -> None:
+    with pytest.raises(StageFailed, match="is empty. Look at its path, split and slice."):
+        sample(prompts=[Source(path=str(write_rows("none.jsonl", [])))])
+
+
+def test_what_drew_and_what_it_promises_is_in_the_artifact(sample: Any, model: Model) -> None:
+    _, out = sample()
+    about = json.loads((out.path / "metrics.json").read_text())
+    assert about["by"] == [
+        {"engine": "generate", "model": model.key, "dtype": "float32", "same_draw": True}
+    ]
+    assert about["same_draw"] and about["answers"] == 30 and about["tokens_per_second"] > 0
+    assert about["cut"] == out.counts["cut"]["n"] / 30
+
+
+def test_workers_draw_the_same_bytes_and_the_driver_loads_no_model(
+    sample: Any, model: Model, prompts: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = content(sample("whole", shard=3)[0])
+    given = {"n": 3, "seed": 1, "generation": {"max_new_tokens": 16}, "shard": 3}
+    stage = Sample(model=model, prompts=[prompts], workers=Workers(count=2), **given)
+    out = prepare(stage, tmp_path / "runs" / "sample.partial", "sample")
+    monkeypatch.setattr(models, "load", None)
+    assert content(stage.run(out)) == whole
+    assert out.counts["answers"]["n"] == 30
+    assert json.loads((out.path / "metrics.json").read_text())["by"][0]["engine"] == "generate"
