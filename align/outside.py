@@ -170,6 +170,9 @@ def model(reader: Reader, node: Node, path: tuple[str, ...], wanted: Sequence[ty
     elif got not in wanted:
         word = "a reward model" if got is Model else "a language model"
         return reader.wrong(node, path, f'names "{folder}", which is not {word}.')
+    elif got is RewardModel and (labels := _labels(folder)) != 1:
+        fact = f'names "{folder}", which has {labels} labels. A reward model has one: its score.'
+        return reader.wrong(node, path, fact)
     return external(read, got)
 
 
@@ -276,3 +279,11 @@ def _has_score_head(folder: Path) -> bool:
     config = json.loads((folder / found[0]).read_text(encoding="utf-8"))
     (kind, *_) = config.get("architectures") or [""]
     return config.get("task_type") == "SEQ_CLS" or "SequenceClassification" in kind
+
+
+def _labels(folder: Path) -> int:
+    """How many numbers a sequence classification model gives; of an adapter's base, one."""
+    if is_adapter(folder) or not (folder / "config.json").is_file():
+        return 1
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return len(config.get("id2label", ("LABEL_0", "LABEL_1")))  # two are not written

@@ -190,7 +190,8 @@ class Reader:
             assert isinstance(node.value, dict)
             keys = node.value.keys()
             fits = [len(keys & cls.model_fields.keys()) for cls in annotation.blocks]
-            return self.block(annotation.blocks[fits.index(max(fits))], node, path)
+            if max(fits) or annotation.values is None:
+                return self.block(annotation.blocks[fits.index(max(fits))], node, path)
         if annotation.values is not None:
             assert isinstance(node.value, dict)
             inner = Annotation.of(annotation.values)
@@ -339,7 +340,10 @@ def _wrong(name: str, node: Node, type_: Type, found: list[Any]) -> tuple[str, s
     return value.place, label, f"must be {type_}, not {show(value.value)}.{hint}"
 
 
-_TYPE_ERRORS = ("_type", "_parsing", "literal_error", "int_from_float", "is_instance_of")
+_TYPE_ERRORS = (
+    *("_type", "_parsing", "literal_error", "int_from_float", "is_instance_of"),
+    *("missing", "extra_forbidden"),  # a mapping is not the block that might stand there
+)
 
 
 def _sentence(message: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from numbers import Real
 from typing import Any
 
@@ -18,6 +19,9 @@ CHUNK = 1024
 
 Numbers = dict[str, float | None]
 """One answer's numbers from one reward: `score`, and the reward's details by name."""
+
+Failed = Callable[[int, str], None]
+"""Told the place of an answer that a reward fails on, and a sentence why."""
 
 
 def names(blocks: Sequence[Settings]) -> list[str]:
@@ -37,7 +41,8 @@ def call(
     prompts: Sequence[Dialog],
     completions: Sequence[Dialog],
     columns: dict[str, list[Any]] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[list[Numbers]], None] | None = None,
+    failed: Failed | None = None,
 ) -> list[Numbers]:
     """One reward's numbers for every answer, in order.
 
@@ -46,34 +51,97 @@ def call(
         prompts: one dialog per answer.
         completions: the answers, dialogs too.
         columns: the further columns of the prompts' rows, each one value per answer.
-        progress: called with how many more answers are scored.
+        progress: called with the numbers of some more answers.
+        failed: told of every answer that the reward fails on, which then has no score. The others
+            are kept: after an error the reward is asked again, prompt by prompt and answer by
+            answer. Without it, an error ends the call.
 
     Raises:
         StageFailed: the reward returned another number of results than it got answers, something
-            that is neither a number nor None nor a mapping with `score`, or not a number (nan).
+            that is neither a number nor None nor a mapping with `score`, or not a number (nan); or
+            it says itself why it cannot go on.
     """
+    given = {**(columns or {}), "prompts": prompts, "completions": completions}
     results: list[Numbers] = []
-    file = shelf.name(shelf.source(type(reward)))
     for at in range(0, len(prompts), CHUNK):
-        part = slice(at, at + CHUNK)
-        given = {name: values[part] for name, values in (columns or {}).items()}
-        returned = reward(prompts=list(prompts[part]), completions=list(completions[part]), **given)
-        expected = len(prompts[part])
-        if len(returned) != expected:
-            raise StageFailed(
-                f"{file} returned {len(returned)} results for {expected} answers. "
-                "A reward returns one per answer, in order."
-            )
-        results += [_normal(file, result) for result in returned]
+        part = list(range(at, min(at + CHUNK, len(prompts))))
+        found = (_ask if failed is None else _all_but)(reward, given, part, failed)
+        results += found
         if progress is not None:
-            progress(expected)
+            progress(found)
     return results
+
+
+class _Wrong(StageFailed):
+    """What a reward returned is none of what it may."""
+
+
+def _ask(
+    reward: Reward,
+    given: Mapping[str, Sequence[Any]],
+    which: list[int],
+    failed: Failed | None,
+) -> list[Numbers]:
+    """The numbers of the answers at these places; see `call`."""
+    file = shelf.name(shelf.source(type(reward)))
+    returned = reward(**{name: [values[i] for i in which] for name, values in given.items()})
+    if len(returned) != len(which):
+        raise _Wrong(
+            f"{file} returned {len(returned)} results for {len(which)} answers. "
+            "A reward returns one per answer, in order."
+        )
+    found: list[Numbers] = []
+    for place, result in zip(which, returned, strict=True):
+        try:
+            found.append(_normal(file, result))
+        except _Wrong as wrong:
+            if failed is None:
+                raise
+            failed(place, str(wrong))
+            found.append({"score": None})
+    return found
+
+
+def _all_but(
+    reward: Reward,
+    given: Mapping[str, Sequence[Any]],
+    which: list[int],
+    failed: Failed | None,
+) -> list[Numbers]:
+    """As `_ask`, in smaller and smaller parts where the reward fails."""
+    assert failed is not None
+    miscounts: _Wrong | None = None
+    try:
+        return _ask(reward, given, which, failed)
+    except _Wrong as wrong:
+        miscounts, why = wrong, str(wrong)
+    except StageFailed:
+        raise
+    except Exception as error:  # it is the user's program: anything may happen there
+        why = f"{type(error).__name__}: {error}"
+    if len(which) == 1:
+        failed(which[0], why)
+        return [{"score": None}]
+    prompts = given["prompts"]
+    parts = [list(part) for _, part in groupby(which, key=lambda i: prompts[i])]
+    if len(parts) == 1:
+        parts = [[i] for i in which]
+    blamed: list[int] = []
+
+    def blame(place: int, why: str) -> None:
+        blamed.append(place)
+        failed(place, why)
+
+    found = [one for part in parts for one in _all_but(reward, given, part, blame)]
+    if miscounts and not blamed:
+        raise miscounts  # whatever it is given
+    return found
 
 
 def _normal(file: str, result: Any) -> Numbers:
     if isinstance(result, dict):
         if "score" not in result:
-            raise StageFailed(
+            raise _Wrong(
                 f'{file} returned {result!r}, which has no "score": the main number comes under '
                 "that name, details beside it."
             )
@@ -85,23 +153,37 @@ def _number(file: str, name: str, value: Any) -> float | None:
     if value is None:
         return None
     if not isinstance(value, Real) or not math.isfinite(value):
-        raise StageFailed(
+        raise _Wrong(
             f"{file} returned {value!r} as {name}. A reward returns a finite number, or None where "
             "it does not apply."
         )
     return float(value)
 
 
-def on_one_base(rewards: Sequence[Reward]) -> bool:
-    """Whether all that these rewards load are adapters on one base, which they then share."""
-    loading = [reward for reward in rewards if type(reward).free is not Reward.free]
-    judges = [model for reward in loading for model in consumed(reward)]
-    if len(judges) < len(loading) or not all(isinstance(model, RewardModel) for model in judges):
-        return False
+def passes(rewards: Sequence[Reward]) -> list[list[int]]:
+    """Which rewards score together, by place: one model after the other need fit into memory.
+
+    Adapters on one base share it, and a pass; what loads nothing comes with the first.
+    """
+    found: dict[Any, list[int]] = {}
+    light: list[int] = []
+    for i, reward in enumerate(rewards):
+        key = _loads(i, reward)
+        (light if key is None else found.setdefault(key, [])).append(i)
+    first, *others = list(found.values()) or [[]]
+    return [sorted(light + first), *others]
+
+
+def _loads(place: int, reward: Reward) -> Any:
+    """What a reward has in memory and may share with others; None: nothing."""
+    if type(reward).free is Reward.free:
+        return None
+    models = consumed(reward)
+    if len(models) != 1 or not isinstance(models[0], RewardModel):
+        return place
     from align import scores
 
-    bases = {scores.base(model) for model in judges if isinstance(model, RewardModel)}
-    return len(bases) == 1 and None not in bases
+    return scores.base(models[0]) or place
 
 
 def grade(reward: Reward, items: list[dict[str, Any]], answers: list[str]) -> list[Numbers]:

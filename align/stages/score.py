@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import Any
+from collections.abc import Iterable
 
 from pydantic import Field
 
-from align import rewards, shards
-from align.artifacts import Samples, Scored
-from align.errors import StageFailed
+from align import combining, models, rewards, scoring, shards
+from align.artifacts import RewardModel, Samples, Scored
+from align.combining import Combine
 from align.out import Out
-from align.selection import message
+from align.records import consumed
 from align.settings import Reward, Stage
+from align.workers import Workers
 
 
 class Score(Stage):
     """Every reward's numbers for every answer, and one `score` that selection goes by.
 
-    Samples that were scored before keep those numbers: `combine:` can use them, too.
+    Samples that were scored before keep those numbers: `combine:` can use them, too. An answer that
+    a reward fails on has no number of it, and is counted with the error; the stage stops where that
+    is more than half of them.
     """
 
     samples: Samples
@@ -30,101 +30,50 @@ class Score(Stage):
     rewards: list[Reward] = Field(min_length=1)
     """What scores, by path. Its numbers are called by the file's name: `length`, `length_2` …"""
 
-    combine: dict[str, float] | None = None
+    combine: dict[str, float] | Combine | None = None
     """How the numbers become one: weights by name (`{model: 1, length: -0.01}`), a detail as
-    `instructions.strict`. With one reward it is that reward's. None where a number is missing."""
+    `instructions.strict`; or a rule (`{rule: lower, of: [model, model_2]}`). With one reward it is
+    that reward's. None where a number is missing."""
 
     shard: int = Field(512, ge=1, exclude=True)
     """Prompts per shard: what a kill can lose."""
 
+    workers: Workers | None = Field(None, exclude=True)
+    """Who makes the shards: `{on: local, count: 2}`; this process unless said."""
+
     def check(self) -> Iterable[tuple[str, str]]:
-        """Weights for what is not there."""
+        """Rules for what is not there; reward models that cannot be one."""
         names = rewards.names(self.rewards)
         if self.combine is None and len(names) > 1:
             yield "combine", f"Several rewards ({', '.join(names)}) need weights: combine: {{…}}."
         if not isinstance(self.samples, Scored):
-            for name in self.combine or {}:
+            for name in combining.members(self._rule(), names):
                 if name.partition(".")[0] not in names:
                     yield "combine", f'"{name}" is none of the rewards: {", ".join(names)}.'
+        for i, reward in enumerate(self.rewards):
+            for model in consumed(reward):
+                if isinstance(model, RewardModel) and list(models.check_template(model)):
+                    message = f"The tokenizer of {model.path} has no chat template. Name one: "
+                    message += "model: {path: …, chat_template: chatml}, or a jinja file."
+                    yield f"rewards.{i}", message
+        if self.workers is not None:
+            yield from self.workers.problems()
 
     def run(self, out: Out) -> Scored:
-        """Score shard by shard; reward models that are adapters on one base share it."""
-        shards.make(out, shards.cut(self.samples.rows(), self.shard), self)
-        scored = Scored(out.path)
-        summary = _summary(scored, out)
+        """Score shard by shard, one model after the other; then combine what needs all numbers."""
+        rule, names = self._rule(), rewards.names(self.rewards)
+        passes = len(rewards.passes(self.rewards))
+        scoring.begin(out)
+        shards.make(out, scoring.plan(self.samples, self.shard, passes), self, self.workers)
+        if passes > 1 or combining.standardises(rule):
+            scoring.join(out, passes, rule, names)
+        summary = scoring.summary(Scored(out.path), out)
         (out.path / "metrics.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        return scored
+        return Scored(out.path)
 
     def worker(self, out: shards.Shard) -> shards.Work:
-        """Every reward on a shard's answers, one reward after the other."""
-        names = rewards.names(self.rewards)
-        weights = self.combine or {names[0]: 1.0}
-        together = len(names) > 1 and rewards.on_one_base(self.rewards)
+        """Asks the rewards of a pass about a shard's answers, one reward after the other."""
+        return scoring.Scorer(self.rewards, self._rule(), out)
 
-        def work(number: int, shard: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-            done = 0
-
-            def progress(more: int) -> None:
-                nonlocal done
-                done += more
-                out.progress(done, len(names) * len(answers), "answers")
-
-            answers = [answer for row in shard for answer in row["completions"]]
-            owners = [row for row in shard for _ in row["completions"]]
-            prompts = [row["prompt"] for row in owners]
-            completions = [[message(answer)] for answer in answers]
-            columns = rewards.columns_of([row["columns"] for row in owners])
-            scores = [dict(answer.get("scores", {})) for answer in answers]
-            for name, reward in zip(names, self.rewards, strict=True):
-                found = rewards.call(reward, prompts, completions, columns, progress)
-                if len(names) > 1 and not together:  # several models need not fit in memory
-                    reward.free()
-                for into, numbers in zip(scores, found, strict=True):
-                    into[name] = numbers.pop("score")
-                    into.update({f"{name}.{detail}": x for detail, x in numbers.items()})
-            results = iter(
-                {**answer, "scores": numbers, "score": combined(numbers, weights)}
-                for answer, numbers in zip(answers, scores, strict=True)
-            )
-            for row in shard:
-                yield {**row, "completions": list(islice(results, len(row["completions"])))}
-
-        return work
-
-
-def combined(numbers: rewards.Numbers, weights: dict[str, float]) -> float | None:
-    """The weighted sum of an answer's numbers; None where one of them is missing."""
-    total = 0.0
-    for name, weight in weights.items():
-        if name not in numbers:
-            raise StageFailed(f'combine: there is no "{name}", only {", ".join(numbers)}.')
-        number = numbers[name]
-        if number is None:
-            return None
-        total += weight * number
-    return total
-
-
-def _summary(scored: Scored, out: Out) -> dict[str, float]:
-    """Mean and spread of the score, and how it goes with length (a reward's favourite mistake)."""
-    import numpy as np
-
-    scores, lengths = [], []
-    for row in scored.rows():
-        out.count("prompts")
-        for answer in row["completions"]:
-            out.count("answers")
-            if answer["score"] is None:
-                out.count("no_score", example={"id": row["id"], "text": answer["text"][:200]})
-            else:
-                scores.append(answer["score"])
-                lengths.append(len(answer["token_ids"]))
-    if not scores:
-        raise StageFailed("No answer got a score. Look at what the rewards return.")
-    spread = float(np.std(scores))
-    summary = {"mean": float(np.mean(scores)), "sd": spread}
-    if spread > 0 and np.std(lengths) > 0:
-        correlation = float(np.corrcoef(scores, lengths)[0, 1])
-        if math.isfinite(correlation):
-            summary["correlation_with_length"] = correlation
-    return summary
+    def _rule(self) -> combining.Rule:
+        return self.combine or {rewards.names(self.rewards)[0]: 1.0}
