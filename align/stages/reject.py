@@ -80,6 +80,10 @@ class Reject(Stage):
             if any(getattr(earlier.stage, name, None) != ours for earlier in self.bank):
                 fact = "by other rewards" if name == "rewards" else 'with another "combine"'
                 yield "bank", f"A round was scored {fact}: score its samples anew."
+        rule = getattr(getattr(self.scores.stage, "combine", None), "rule", "min")
+        if self.bank and rule != "min":  # measured by the spread of one stage's own scores
+            fact = f'"combine: {rule}" means another thing in every round'
+            yield "bank", f"{fact}: combine by weights or by min."
 
     def run(self, out: Out) -> Conversations:
         """Choose, prompt by prompt."""

@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -429,6 +430,9 @@ def test_a_control_of_another_bank_and_rounds_combined_otherwise_are_problems(st
     before.stage = Score(samples=samples, rewards=[length], combine={"length": -1.0})
     [(key, message)] = Reject(scores=now, bank=[before]).check()
     assert key == "bank" and "combine" in message
+    before.stage = now.stage = SimpleNamespace(combine=SimpleNamespace(rule="lower"))
+    [(key, message)] = Reject(scores=now, bank=[before]).check()
+    assert key == "bank" and '"combine: lower" means another thing in every round' in message
     [(key, _)] = Reject(scores=now, drop=["never"]).check()
     assert key == "drop"
 
