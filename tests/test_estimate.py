@@ -169,34 +169,30 @@ def test_keys_and_values_of_drawn_answers_take_what_is_estimated(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from align import generate
+    from align import columns, generate
 
     path = base(**SMALL, max_position_embeddings=512)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
-    layers: set[Any] = set()
-    most = 0
-    grow = generate._Buffered.update
+    held: dict[Any, int] = {}
+    write = columns.Columns.write
 
-    def update(self: Any, *args: Any, **options: Any) -> Any:
-        nonlocal most
-        found = grow(self, *args, **options)
-        layers.add(self)
-        sizes = [buffer.numel() * buffer.element_size() for b in layers for buffer in b._buffers]
-        most = max(most, sum(sizes))
-        return found
+    def counting(self: Any, *args: Any) -> None:
+        write(self, *args)
+        held[self] = sum(buffer.numel() * buffer.element_size() for buffer in self.buffers)
 
-    monkeypatch.setattr(generate._Buffered, "update", update)
+    monkeypatch.setattr(columns.Columns, "write", counting)
     rows, new, prompt = 6, 200, [7] * 40
     options = {"max_new_tokens": new, "min_new_tokens": new}
     tokenizer = AutoTokenizer.from_pretrained(path)
-    list(
-        generate.generate(
-            model, tokenizer, [prompt] * 3, ["a", "b", "c"], n=2, generation=options, rows=rows
-        )
+    drawn = generate.generate(
+        model, tokenizer, [prompt] * 5, list("abcde"), n=2, generation=options, rows=rows
     )
+    assert len(list(drawn)) == 5
     shape = shapes.of(str(path))
     one_layer_twice = 1 + 1 / shape.num_hidden_layers
-    assert memory.sampling(shape, 2, rows, 3, 40, new)["cache"] == most * one_layer_twice
+    estimated = memory.sampling(shape, 2, rows, 3, 40, new)["cache"]
+    assert estimated == sum(held.values()) * one_layer_twice
+    assert memory.SLACK == columns.SLACK
 
 
 EIGHT = shapes.shape(shapes.table()["meta-llama/Llama-3.1-8B"])

@@ -1,6 +1,7 @@
 """Draws that do not depend on their company, and likelihoods."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,13 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 
-from align.decoding import problems
-from align.generate import (
-    Completion,
-    _draw,
-    exponential,
-    folded,
-    generate,
-    likelihoods,
-    mix,
-    row_seed,
-    stop_ids,
-)
+from align import batch, columns
+from align.decoding import OPTIONS, problems
+from align.generate import Completion, folded, generate, likelihoods, redrawn, stop_ids
+from align.noise import draw as draw_tokens
+from align.noise import exponential, mix, row_seed
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +42,7 @@ def prompts() -> list[list[int]]:
 
 
 IDS = [f"p{i}" for i in range(12)]
-SAMPLING = {"temperature": 1.0, "max_new_tokens": 40}
+SAMPLING = {"temperature": 1.0, "max_new_tokens": 24}
 
 
 def draw(model: Any, tokenizer: Any, prompts: Any, **settings: Any) -> dict[int, list[Completion]]:
@@ -65,13 +59,18 @@ def test_greedy_answers_are_those_of_transformers_generate(
 ) -> None:
     mine = draw(model, tokenizer, prompts, generation={"do_sample": False, "max_new_tokens": 40})
     for i, prompt in enumerate(prompts):
-        theirs = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            do_sample=False,
-            max_new_tokens=40,
-        )[0, len(prompt) :].tolist()
-        assert mine[i][0].token_ids == theirs
+        assert mine[i][0].token_ids == under_transformers(model, prompt, 40)
+
+
+def under_transformers(model: Any, prompt: list[int], tokens: int) -> list[int]:
+    """The greedy answer by `generate`."""
+    found: list[int] = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=tokens,
+    )[0, len(prompt) :].tolist()
+    return found
 
 
 def test_an_answer_is_the_same_alone_in_any_batch_and_in_any_order(
@@ -95,6 +94,75 @@ def test_an_answer_is_the_same_alone_in_any_batch_and_in_any_order(
     assert {order[i]: [a.token_ids for a in found] for i, found in shuffled} == together
     alone = draw(model, tokenizer, prompts[7:8], ids=IDS[7:8], n=4, seed=3)
     assert tokens_of(alone)[0] == together[7]
+
+
+def test_a_place_that_is_taken_again_changes_no_answer(
+    model: Any, tokenizer: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of uneven length; columns that are moved, prompts read in parts, ends seen late."""
+    settings = {"n": 4, "generation": {"max_new_tokens": 60, "eos_token_id": [*range(6, 20)]}}
+    together = draw(model, tokenizer, prompts, rows=48, **settings)
+    lengths = [len(answer.token_ids) for found in together.values() for answer in found]
+    assert min(lengths) < 5 and max(lengths) > 40
+    monkeypatch.setattr(columns, "SLACK", 8)
+    monkeypatch.setattr(batch, "READ", 40)
+    for rows in (3, 9, 17):
+        assert draw(model, tokenizer, prompts, rows=rows, **settings) == approximately(together)
+    monkeypatch.setattr(batch.Batch, "every", 5)
+    assert draw(model, tokenizer, prompts, rows=9, **settings) == approximately(together)
+
+
+def approximately(answers: dict[int, list[Completion]]) -> dict[int, list[Completion]]:
+    """The same tokens; a sum of log-probabilities in float32 may differ in its last digits."""
+    return {
+        i: [replace(a, logprob=pytest.approx(a.logprob, abs=1e-3)) for a in found]  # type: ignore[arg-type]
+        for i, found in answers.items()
+    }
+
+
+@pytest.mark.parametrize("window", [4, 24])
+def test_a_model_with_a_sliding_window_answers_as_under_transformers(
+    tokenizer: Any, prompts: Any, window: int
+) -> None:
+    """Its rows do not end in a common column: nobody joins a batch."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=263,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=window,
+        eos_token_id=6,
+        initializer_range=0.5,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    greedy = {"do_sample": False, "max_new_tokens": 12}
+    mine = draw(model, tokenizer, prompts, generation=greedy, rows=5)
+    for i, prompt in enumerate(prompts):
+        assert mine[i][0].token_ids == under_transformers(model, prompt, 12)
+
+
+def test_any_answers_of_a_prompt_can_be_drawn_without_the_ones_before(
+    model: Any, tokenizer: Any, prompts: Any
+) -> None:
+    all_ = draw(model, tokenizer, prompts, n=6)
+    later = draw(model, tokenizer, prompts, n=2, first=4)
+    assert tokens_of(later) == {i: tokens[4:] for i, tokens in tokens_of(all_).items()}
+    assert {answer.index for found in later.values() for answer in found} == {4, 5}
+
+
+def test_the_share_of_answers_that_another_batch_changes_is_measured(
+    model: Any, tokenizer: Any, prompts: Any, tiny_model: Path
+) -> None:
+    how = {"n": 4, "seed": 3, "generation": SAMPLING}
+    exact = tokens_of(draw(model, tokenizer, prompts, **how))
+    some = [exact[i] for i in (0, 5)]
+    few = [prompts[i] for i in (0, 5)], [IDS[i] for i in (0, 5)]
+    assert redrawn(generate, model, tokenizer, *few, some, **how) == (0, 8)
+    other = [[*some[0][:3], [1, 2]], some[1]]
+    assert redrawn(generate, model, tokenizer, *few, other, **how) == (1, 8)
 
 
 def test_more_answers_keep_the_first_ones(model: Any, tokenizer: Any, prompts: Any) -> None:
@@ -161,8 +229,8 @@ def test_draws_follow_the_distribution_that_transformers_would_draw_from(
         warpers.append(MinPLogitsWarper(options["min_p"]))
     expected = warpers(torch.tensor([prompt]), logits.clone()).softmax(-1)[0]
     key = torch.tensor([row_seed(0, "x", k) for k in range(20000)])
-    full = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    token, logprob = _draw(logits.expand(20000, -1), key, 0, {**full, **options})
+    step, stops = torch.zeros(20000, dtype=torch.long), torch.tensor([6])
+    token, logprob = draw_tokens(logits.expand(20000, -1), key, step, {**OPTIONS, **options}, stops)
     counts = torch.bincount(token, minlength=len(expected)).numpy()
     assert (counts[expected.numpy() == 0] == 0).all()
     torch.testing.assert_close(logprob, expected[token].log(), atol=1e-5, rtol=1e-5)
@@ -231,7 +299,7 @@ def test_an_answer_ends_at_any_end_token_and_says_how_it_ended(
             inner, last = answer.token_ids[:-1], answer.token_ids[-1]
             assert not any(6 <= t < 60 for t in inner)
             assert answer.finish == ("stop" if 6 <= last < 60 else "length")
-            assert answer.finish == "stop" or len(answer.token_ids) == 40
+            assert answer.finish == "stop" or len(answer.token_ids) == 24
 
 
 def test_the_models_config_and_the_tokenizer_both_name_end_tokens(

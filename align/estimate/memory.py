@@ -20,8 +20,8 @@ BLOCK = 64
 DEFAULT_TARGETS = ("q_proj", "v_proj")
 """What PEFT adapts in the architectures of shapes.py where `target_modules` is left out."""
 
-GROWTH = 129
-"""Tokens by which the buffers of keys and values grow (`generate._Buffered`)."""
+SLACK = 128
+"""Columns of keys and values beyond the longest row (`columns.SLACK`)."""
 
 Parts = dict[str, float]
 """What the memory is for, and its bytes."""
@@ -127,8 +127,9 @@ def states(optim: str, width: int) -> float:
 def sampling(shape: Shape, width: int, rows: int, prompts: int, prompt: int, new: int) -> Parts:
     """What drawing answers needs beside the weights (generate.py).
 
-    Keys and values are in buffers that grow by `GROWTH` tokens, one layer at a time. A draw holds
-    the logits twice in float32 and 24 bytes of noise for each of them, for 2**26 at once.
+    Keys and values are in buffers made for the longest row; those of one layer are copied when they
+    are moved. A draw holds the logits twice in float32 and 24 bytes of noise for each of them, for
+    2**26 at once.
 
     Args:
         shape: of the model.
@@ -138,7 +139,7 @@ def sampling(shape: Shape, width: int, rows: int, prompts: int, prompt: int, new
         prompt: tokens of the longest prompt.
         new: tokens of the longest answer.
     """
-    tokens = prompt + GROWTH * ceil((new - 1) / GROWTH)
+    tokens = prompt + new + SLACK
     cache = rows * tokens * shape.cached(width) * (1 + 1 / shape.num_hidden_layers)
     logits = rows * shape.vocab_size
     drawing = (width + 8) * logits + 24 * min(logits, max(1 << 26, shape.vocab_size))
