@@ -1,0 +1,146 @@
+"""Whether generated code passes its tests, in a sandbox."""
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from align import sandbox
+from align.errors import StageFailed
+from align.rewards import text
+from align.sandbox import Check, Kind, Verdict
+from align.settings import Dialog, Reward
+
+BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+CHECK = re.compile(r"^def check\(candidate\)", re.MULTILINE)
+PYTHON = ("", "python", "py", "python3")
+
+
+class Code(Reward):
+    """1 where an answer's Python passes all of its tests, else 0; None where there are no asserts.
+
+    The detail `passed_share` is the share of the asserts that held, `timed_out` whether the time
+    was over. The answer's code is its last block between ``` that defines a function, or all of its
+    text. HumanEval: `{tests: test, entry_point: entry_point, prompt_code: prompt}`; MBPP:
+    `{tests: test_list}`.
+
+    Answer and tests run in two sandboxes without network, files, environment or other processes.
+    The tests call the answer through a pipe and judge copies of what it returns, so an answer sees
+    neither the tests nor the expected values, and cannot change what equal means. It can only
+    return values of built-in types that the tests take for right. What the tests hand over is a
+    copy, too: that an answer changes its arguments is not seen. Names that Python itself has are
+    not taken from the answer, unless `entry_point` does. Both have the standard library only, and
+    no threads.
+    """
+
+    tests: str = "test"
+    """The prompts' column with the tests: Python code, or a list of statements."""
+
+    entry_point: str | None = None
+    """The column with the name of the function that `check(candidate)` of the tests is called with.
+    """
+
+    prompt_code: str | None = None
+    """The column with the code that an answer may go on from (a signature, helpers, imports);
+    `prompt`: the prompt itself."""
+
+    setup: str | None = None
+    """The column with code that runs before the tests."""
+
+    timeout: float = Field(5.0, gt=0)
+    """Seconds for one answer."""
+
+    memory: int = Field(512, ge=64)
+    """MiB for the answer, and as much for its tests."""
+
+    sandbox: Kind = "bubblewrap"
+    """`unsafe-subprocess` is no sandbox: generated code then runs as you, with limits of time and
+    memory. Where bubblewrap cannot run, nothing else is taken in its place."""
+
+    workers: int | None = Field(None, ge=1, exclude=True)
+    """Answers tested at once; else one a core."""
+
+    @model_validator(mode="after")
+    def _can_run(self) -> "Code":
+        if why := sandbox.unable(self.sandbox):
+            raise ValueError(why)
+        return self
+
+    def __call__(
+        self, *, prompts: list[Dialog], completions: list[Dialog], **columns: list[Any]
+    ) -> list[dict[str, float | None]]:
+        """1, 0 or None per answer, the share of the asserts that held, whether time was over."""
+        columns = {**columns, "prompt": [dialog[-1]["content"] for dialog in prompts]}
+        tests, names, codes, setups = (
+            self._column(columns, name, len(prompts))
+            for name in (self.tests, self.entry_point, self.prompt_code, self.setup)
+        )
+        checks = [
+            check(text(one), test, *rest) if test else None
+            for one, test, *rest in zip(completions, tests, names, codes, setups, strict=True)
+        ]
+        asked = list(dict.fromkeys(one for one in checks if one is not None))
+        test = partial(
+            sandbox.run, seconds=self.timeout, memory=self.memory << 20, kind=self.sandbox
+        )
+        with ThreadPoolExecutor(self.workers or os.cpu_count()) as threads:
+            found = dict(zip(asked, threads.map(test, asked), strict=True))
+        return [_numbers(None if one is None else found[one]) for one in checks]
+
+    def _column(self, columns: dict[str, list[Any]], name: str | None, rows: int) -> list[Any]:
+        if name is None:
+            return [None] * rows
+        if name not in columns:
+            raise StageFailed(
+                f'reward/code.py: the prompts have no column "{name}", only {", ".join(columns)}.'
+            )
+        return columns[name]
+
+
+def check(
+    said: str,
+    tests: str | Sequence[str],
+    entry_point: str | None,
+    prompt_code: str | None,
+    setup: str | None,
+) -> Check:
+    """What is run for an answer."""
+    if entry_point is None and isinstance(tests, str) and CHECK.search(tests):
+        raise StageFailed(
+            "reward/code.py: the tests define check(candidate), and nothing says which function is "
+            "the candidate. Name the column that does: entry_point: …"
+        )
+    before = [code for code in (prompt_code, setup) if code]
+    return Check(
+        code=f"{prompt_code or ''}{_code(said, entry_point, prompt_code)}",
+        tests=(tests,) if isinstance(tests, str) else tuple(tests),
+        before=tuple(before),
+        entry_point=entry_point,
+    )
+
+
+def _code(said: str, entry_point: str | None, prompt_code: str | None) -> str:
+    """The code of an answer, as it follows the prompt's."""
+    defines = re.compile(rf"^(async\s+)?(def|class)\s+{entry_point or ''}\b", re.MULTILINE)
+    blocks = [code for language, code in BLOCK.findall(said) if language.lower() in PYTHON]
+    if blocks:
+        said = next((code for code in reversed(blocks) if defines.search(code)), blocks[-1])
+    if prompt_code is None or defines.search(said):
+        return "\n" + said
+    # it goes on within the function: what follows the function is another text
+    end = re.search(r"^\S", said[1:], re.MULTILINE)
+    return said if end is None else said[: end.start() + 1]
+
+
+def _numbers(verdict: Verdict | None) -> dict[str, float | None]:
+    if verdict is None:
+        return {"score": None, "passed_share": None, "timed_out": None}
+    return {
+        "score": float(verdict.passed),
+        "passed_share": verdict.share,
+        "timed_out": float(verdict.timed_out),
+    }

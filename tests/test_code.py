@@ -1,0 +1,566 @@
+"""Generated code is judged by its tests, and gets nowhere else. Skips where bwrap cannot run."""
+
+import gzip
+import json
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align import rewards, sandbox, shelf
+from align.errors import StageFailed
+from align.settings import Reward
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("ALIGN_DATA", "/nowhere"))
+WHY = sandbox.unable("bubblewrap")
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="ALIGN_DATA is not set")
+needs_sandbox = pytest.mark.skipif(WHY is not None, reason=str(WHY))
+
+
+def shelved(**settings: Any) -> Reward:
+    path = shelf.find(Path("reward/code.py"))
+    assert path is not None
+    reward = shelf.load(path, Reward)(**settings)
+    assert isinstance(reward, Reward)
+    return reward
+
+
+def score(reward: Reward, *answers: str, **columns: list[Any]) -> list[rewards.Numbers]:
+    asked = columns.pop("prompt", [""] * len(answers))
+    prompts = [[{"role": "user", "content": text}] for text in asked]
+    completions = [[{"role": "assistant", "content": answer}] for answer in answers]
+    return rewards.call(reward, prompts, completions, columns)
+
+
+def judged(answer: str, *tests: str, timeout: float = 10.0, memory: int = 256) -> rewards.Numbers:
+    """One answer's numbers."""
+    reward = shelved(timeout=timeout, memory=memory)
+    return score(reward, textwrap.dedent(answer), test=[list(tests) or ["assert f() == 42"]])[0]
+
+
+# -- escapes: each returns 42, what the test wants, only if it gets somewhere ---------------------
+
+
+@needs_sandbox
+def test_an_answer_that_is_right_passes() -> None:
+    assert judged("def f():\n    return 42") == {"score": 1, "passed_share": 1, "timed_out": 0}
+
+
+@needs_sandbox
+def test_no_network() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        found = judged(f"""
+            import socket
+
+            def f():
+                socket.create_connection(("127.0.0.1", {server.getsockname()[1]}), 2).send(b"out")
+                return 42
+        """)
+        assert found["score"] == 0
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+@needs_sandbox
+def test_no_fork_bomb() -> None:
+    found = judged("""
+        import os, subprocess, threading
+
+        def f():
+            made = 0
+            for start in (
+                os.fork,
+                threading.Thread(target=f).start,
+                lambda: subprocess.run(["/usr/bin/true"]),
+                lambda: os.posix_spawn("/usr/bin/true", ["true"], {}),
+            ) * 1000:
+                try:
+                    start()
+                    made += 1
+                except (OSError, RuntimeError):
+                    pass
+            return 42 if made else 0
+    """)
+    assert found["score"] == 0 and found["timed_out"] == 0
+
+
+@needs_sandbox
+@pytest.mark.parametrize("fds", ["(1, 2)", "range(64)"], ids=["printed", "to all that is open"])
+def test_ten_gigabytes_of_output_go_nowhere(fds: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = judged(f"""
+        import os
+
+        def f():
+            block = b"x" * 2**20
+            for _ in range(5_000):
+                for fd in {fds}:
+                    try:
+                        os.write(fd, block)
+                    except OSError:
+                        pass
+            return 41
+    """)
+    assert found["score"] == 0 and found["timed_out"] == 0
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < 50_000  # KiB
+
+
+@needs_sandbox
+def test_files_are_few() -> None:
+    found = judged("""
+        import errno, os
+
+        def f():
+            kept = 0
+            for folder in ("/tmp", "/dev/shm", "/", "/run"):
+                for number in range(200):
+                    try:
+                        with open(f"{folder}/{number}", "wb", buffering=0) as file:
+                            kept += file.write(b"x" * 2**20)
+                    except OSError:
+                        break
+            return 42 if kept > 2**25 else kept
+    """)
+    assert found["score"] == 0 and found["timed_out"] == 0
+
+
+@needs_sandbox
+def test_no_memory_bomb() -> None:
+    answer = """
+        import ctypes, os
+
+        def f():
+            hoard = []
+            try:
+                while sum(map(len, hoard)) < 2**30:
+                    hoard.append(bytearray(2**24))
+                return 42
+            except MemoryError:
+                hoard.clear()
+            try:  # memory of no process
+                os.memfd_create("hoard")
+                return 42
+            except OSError:
+                pass
+            libc = ctypes.CDLL(None)
+            if libc.shmget(0, 2**20, 0o1600) != -1 or libc.unshare(0x10000000) != -1:
+                return 42
+            return 0
+    """
+    assert judged(answer)["score"] == 0
+
+
+@needs_sandbox
+def test_the_parents_environment_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN_OF_THE_USER", "s3cr3t")
+    found = judged("""
+        import glob, os
+
+        def f():
+            seen = repr(dict(os.environ))
+            for path in ["/proc/1/environ", "/proc/self/environ", *glob.glob("/proc/*/environ")]:
+                try:
+                    seen += open(path).read()
+                except OSError:
+                    pass
+            return 42 if "s3cr3t" in seen or "TOKEN" in seen else 0
+    """)
+    assert found["score"] == 0
+
+
+@needs_sandbox
+def test_the_repository_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("as it was")
+    inside = ROOT / "written_by_an_answer"
+    found = judged(f"""
+        import os
+
+        def f():
+            for path in {[str(inside), str(tmp_path / "kept"), "/usr/lib/written", os.__file__]}:
+                try:
+                    open(path, "a").write("x")
+                    return 42
+                except OSError:
+                    pass
+            return 0
+    """)
+    assert found["score"] == 0
+    assert not inside.exists() and (tmp_path / "kept").read_text() == "as it was"
+
+
+@needs_sandbox
+def test_a_symlink_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("as it was")
+    found = judged(f"""
+        import os
+
+        def f():
+            for number, above in enumerate(["", "/proc/1/root", "/../.."]):
+                try:
+                    os.symlink(above + "{tmp_path}", f"/tmp/{{number}}")
+                    open(f"/tmp/{{number}}/kept").read()
+                    open(f"/tmp/{{number}}/new", "w")
+                    return 42
+                except OSError:
+                    pass
+            return 0
+    """)
+    assert found["score"] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "import os\nos._exit(0)",
+        "import sys\nsys.exit(0)",
+        "raise SystemExit(0)",
+        "import os\ndef f():\n    os._exit(0)",
+        "def f():\n    exit(0)",
+        "import os, signal\ndef f():\n    os.kill(os.getpid(), signal.SIGKILL)",
+        "import atexit, os\natexit.register(os._exit, 0)\ndef f():\n    return 0",
+    ],
+)
+def test_an_early_exit_is_no_pass(answer: str) -> None:
+    assert judged(answer)["score"] == 0
+
+
+EQUAL_TO_ALL = """
+class Number(int):
+    def __eq__(self, other):
+        return True
+
+    __hash__ = int.__hash__
+    __ne__ = __lt__ = __gt__ = lambda self, other: False
+    __sub__ = __rsub__ = __abs__ = lambda self, *other: Number(0)
+
+class Object:
+    __eq__ = __ge__ = __le__ = __contains__ = lambda self, other: True
+    __hash__ = lambda self: hash(42)
+
+abs = isinstance = all = int = lambda *args: True
+
+def f():
+    return Number(7)
+
+def g():
+    return Object()
+
+def h():
+    return [Object(), Number(7)]
+"""
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert f() == 42",
+        "assert 42 == f()",
+        "assert abs(f() - 42) < 1e-6",
+        "assert f() in (41, 42)",
+        "assert g() == 42",
+        "assert 42 == g()",
+        "assert g() >= 42",
+        "assert g() in [42]",
+        "assert isinstance(g(), int)",
+        "assert h() == [42, 42]",
+        "assert all(x == 42 for x in h())",
+    ],
+)
+def test_a_patched_equality_is_no_pass(test: str) -> None:
+    alone = {"score": 0, "passed_share": 0.5, "timed_out": 0}
+    assert judged(EQUAL_TO_ALL, test, "assert f() == 7") == alone  # 7 is what it is
+
+
+@needs_sandbox
+def test_patched_builtins_are_the_answers_own() -> None:
+    answer = """
+        import builtins, json, operator
+
+        def f():
+            for name in ("isinstance", "type", "abs", "all", "int"):
+                setattr(builtins, name, lambda *args: True)
+            json.dumps = lambda *args: '{"value": true}'
+            operator.eq = lambda *args: True
+            return 7
+    """
+    assert judged(answer)["score"] == 0
+
+
+@needs_sandbox
+def test_printing_passed_is_no_pass() -> None:
+    answer = """
+        import os, sys
+
+        def f():
+            for fd in range(64):
+                for text in (b"passed\\n", b"1\\n1.\\n", b'{"value": true}\\n', b"ready\\n"):
+                    try:
+                        os.write(fd, text)
+                    except OSError:
+                        pass
+            print("passed", "OK", "1.", flush=True)
+            return 0
+    """
+    assert judged(answer)["score"] == 0
+
+
+@needs_sandbox
+def test_an_answer_cannot_look_up_what_is_expected() -> None:
+    answer = r"""
+        import gc, re, sys
+
+        def f():
+            frame, seen = sys._getframe(), [repr(gc.get_objects()), repr(sys.argv)]
+            while frame:
+                seen.append(repr(frame.f_locals) + repr(frame.f_globals))
+                frame = frame.f_back
+            for path in ("/proc/self/mem", "/proc/1/mem", "/dev/fd/0", "/tmp/tests.py"):
+                try:
+                    seen.append(open(path).read(10_000))
+                except OSError:
+                    pass
+            found = re.search("it is [0-9]+", " ".join(seen))
+            return found and found[0]
+    """
+    assert judged(answer, "assert f() == 'it is 31415926535'")["score"] == 0
+
+
+def ours(pid: str) -> list[str]:
+    """The processes that a process has started and that are there."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [child for task in tasks for child in task.read_text().split()]
+
+
+@needs_sandbox
+@pytest.mark.parametrize("kind", ["bubblewrap", "unsafe-subprocess"])
+def test_nothing_is_left_of_an_answer_that_never_ends(
+    kind: sandbox.Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = ours("self")
+    check = sandbox.Check("import time\ndef f():\n    time.sleep(600)", ("assert f() == 42",))
+    started = time.monotonic()
+    found = sandbox.run(check, seconds=0.5, memory=1 << 28, kind=kind)
+    assert found == sandbox.Verdict(passed=False, share=0, timed_out=True)
+    assert time.monotonic() - started < 10
+    assert ours("self") == before and not list(tmp_path.iterdir())
+
+
+@needs_sandbox
+def test_nothing_outlives_a_parent_that_is_killed() -> None:
+    program = """
+        from align.sandbox import Check, run
+        run(Check("def f():\\n    while True: pass", ("assert f() == 42",)), 600, 2**28)
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
+    deadline = time.monotonic() + 30
+    below: list[str] = []
+    while len(below) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+        below = [inner for outer in ours(str(parent.pid)) for inner in ours(outer)]
+    assert len(below) == 2
+    parent.kill()
+    parent.wait()
+    while any(map(running, below)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(running, below))
+
+
+def running(pid: str) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+# -- what is judged ------------------------------------------------------------------------------
+
+
+VALUES = "(None, True, 2**5000, -0.5, float('inf'), 'ü\\n', b'a', [1, {2}], {(1, 'a'): [None]})"
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    "test",
+    [
+        f"assert same(*{VALUES}) == {VALUES}",
+        "assert repr(same(0.1 + 0.2, 1j)) == repr((0.1 + 0.2, 1j))",
+        "assert same(a=frozenset({1}), b=bytearray(b'a')) == {'a': frozenset({1}), 'b': b'a'}",
+        "assert same(int, str) == (int, str)",
+        "pair = Pair(1, b=2)\npair.a = 5\nassert pair.sum() == 7 and pair.b == 2",
+        "pair = Pair(1, 2)\nassert pair == same(pair)[0] and pair != Pair(1, 2)",
+        "assert list(count(3)) == [0, 1, 2] and next(count(1)) == 0 and sum(count(4)) == 6",
+        "assert counts == {'a': 2, 'b': 1} and counts['a'] == 2",
+        "items = many\nassert len(items) == 3 and items[1] == 2 and 3 in items and items",
+        "try:\n    fails()\nexcept ValueError as error:\n    assert str(error) == 'no'",
+        "try:\n    same(lambda: 0)\nexcept TypeError as what:\n    assert 'function' in str(what)",
+    ],
+)
+def test_values_are_copied_and_objects_stay_with_the_answer(test: str) -> None:
+    answer = """
+        from collections import Counter, deque
+
+        class Pair:
+            def __init__(self, a, b):
+                self.a, self.b = a, b
+
+            def sum(self):
+                return self.a + self.b
+
+        def same(*values, **named):
+            return values or named
+
+        def count(n):
+            yield from range(n)
+
+        def fails():
+            raise ValueError("no")
+
+        counts = Counter("aab")
+        many = deque([1, 2, 3])
+    """
+    assert judged(answer, test) == {"score": 1, "passed_share": 1, "timed_out": 0}
+
+
+@needs_sandbox
+def test_the_share_counts_asserts_that_hold_and_every_one_is_asked() -> None:
+    answer = "def f(x):\n    return [1, 2][x]"
+    tests = ["assert f(0) == 1", "assert f(5) == 1", "assert f(1) == 3", "assert f(1) == 2"]
+    assert judged(answer, *tests) == {"score": 0, "passed_share": 0.5, "timed_out": 0}
+    loop = "for i in range(4):\n    assert f(i % 2) == i % 2 + 1"
+    assert judged(answer, loop) == {"score": 1, "passed_share": 1, "timed_out": 0}
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    "tests",
+    [None, [], "", "def check(:", "import a_package_nobody_has\nassert f() == 42", "f()"],
+    ids=["none", "empty", "blank", "no Python", "a package that is not there", "no assert"],
+)
+def test_it_does_not_apply_where_nothing_can_be_tested(tests: Any) -> None:
+    assert score(shelved(), "def f():\n    return 42", test=[tests])[0]["score"] is None
+
+
+PROMPT = 'import math\n\n\ndef half(x):\n    return x / 2\n\n\ndef f(x):\n    """f."""\n'
+WHOLE = "def f(x):\n    return math.floor(half(x))\n"
+BODY = "    return math.floor(half(x))\n"
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    "answer",
+    [
+        BODY,
+        BODY + "\n\nprint(f(1))\nSo the answer is 42, isn't it?",
+        WHOLE,
+        f"Sure!\n```python\n{WHOLE}```\nTry it:\n```python\nprint(f(3))\n```\n",
+        f"```\n{BODY}```",
+        f"First `pip`:\n```bash\npip install f\n```\n```py\n{WHOLE}\n```",
+        f"```python\n{WHOLE}",
+    ],
+    ids=["body", "body and more", "whole", "blocks", "body in a block", "bash", "cut"],
+)
+def test_an_answer_is_a_block_the_text_or_what_the_prompt_goes_on_with(answer: str) -> None:
+    reward = shelved(entry_point="name", prompt_code="prompt")
+    tests = "def check(candidate):\n    assert candidate(5) == 2 and half(1) == 0.5"
+    found = score(reward, answer, prompt=[PROMPT], test=[tests], name=["f"])
+    assert found == [{"score": 1, "passed_share": 1, "timed_out": 0}]
+
+
+@needs_sandbox
+def test_what_is_missing_is_a_sentence() -> None:
+    with pytest.raises(StageFailed, match='no column "test", only gold, prompt'):
+        score(shelved(), "x", gold=["1"])
+    with pytest.raises(StageFailed, match="nothing says which function is the candidate"):
+        score(shelved(), "x", test=["def check(candidate):\n    assert candidate() == 1"])
+
+
+def test_without_bubblewrap_it_refuses_and_nothing_takes_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sandbox._unable.cache_clear()
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="there is no bwrap here: install the package"):
+        shelved()
+    monkeypatch.undo()
+    sandbox._unable.cache_clear()
+
+
+def test_a_bubblewrap_that_cannot_make_a_sandbox_is_refused_in_its_own_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = tmp_path / "bwrap"
+    fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    sandbox._unable.cache_clear()
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(ValueError, match="did not start: bwrap: No permissions to create"):
+        shelved()
+    monkeypatch.undo()
+    sandbox._unable.cache_clear()
+
+
+def test_without_a_sandbox_only_where_the_recipe_says_so() -> None:
+    reward = shelved(sandbox="unsafe-subprocess", timeout=5.0)
+    answers = ["def f():\n    return 42", "def f():\n    return 41", "import os\nos._exit(0)"]
+    found = score(reward, *answers, test=["assert f() == 42"] * 3)
+    assert [one["score"] for one in found] == [1, 0, 0]
+
+
+# -- real problems -------------------------------------------------------------------------------
+
+
+def humaneval() -> list[dict[str, Any]]:
+    with gzip.open(DATA / "humaneval" / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def of_humaneval(rows: list[dict[str, Any]], answers: list[str]) -> list[float | None]:
+    reward = shelved(entry_point="entry_point", prompt_code="prompt", timeout=30.0)
+    columns = {name: [row[name] for row in rows] for name in ("prompt", "test", "entry_point")}
+    return [one["score"] for one in score(reward, *answers, **columns)]
+
+
+@needs_sandbox
+@needs_data
+def test_humanevals_own_solutions_pass_and_mutants_of_them_fail() -> None:
+    rows = humaneval()[::8]
+    rows += [row for row in humaneval() if row["task_id"] in ("HumanEval/38", "HumanEval/50")]
+    right = [row["canonical_solution"] for row in rows]
+    mutants = [MUTATED.sub(lambda found: SWAPPED[found[0]], code) for code in right]
+    changed = [i for i, code in enumerate(mutants) if code != right[i]]
+    nothing = ["    return None\n"] * len(rows)
+    found = of_humaneval(rows * 3, [*right, *mutants, *nothing])
+    assert len(rows) == 23 and len(changed) >= 15
+    assert found[: len(rows)] == [1] * len(rows)
+    assert [found[len(rows) + i] for i in changed] == [0] * len(changed)
+    assert found[2 * len(rows) :] == [0] * len(rows)
+
+
+SWAPPED = {" + ": " - ", " - ": " + ", " * ": " // ", "==": "!=", "!=": "==", " < ": " >= "}
+SWAPPED |= {" > ": " <= ", " <= ": " > ", " >= ": " < ", " % ": " * "}
+MUTATED = re.compile("|".join(map(re.escape, SWAPPED)))
+
+
+@needs_sandbox
+@needs_data
+def test_mbpps_reference_code_passes_its_tests() -> None:
+    with (DATA / "mbpp" / "mbpp.jsonl").open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in list(lines)[6::40]]
+    reward = shelved(tests="test_list", setup="test_setup_code", timeout=30.0)
+    columns = {name: [row[name] for row in rows] for name in ("test_list", "test_setup_code")}
+    found = score(reward, *(row["code"] for row in rows), **columns)
+    assert len(rows) == 25 and [one["score"] for one in found] == [1] * len(rows)
