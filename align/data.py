@@ -12,9 +12,11 @@ import hashlib
 import json
 import os
 import re
+import sqlite3
 import string
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -87,23 +89,25 @@ def read(source: Rows | Source, kind: type[Rows], out: Out | None) -> Iterator[R
     form, normal = forms.recognise(first, kind, name)
     if out is not None and block.stage is None:
         out.say(f"{name}: {form}.")
-    seen: dict[str, int] = {}
     used = number = 0
-    for number, row in enumerate(chain([first], rows), 1):
-        try:
-            content = normal(row)
-            identity = _identity(row, content, seen)
-        except forms.Unusable as why:
-            if out is not None:
-                out.count(f"dropped.{why}", example={"source": name, "row": number, **_short(row)})
-            continue
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            fact = f'"{error.args[0]}" is missing' if isinstance(error, KeyError) else str(error)
-            raise StageFailed(
-                f"{name}, row {number}: {fact}. The first row is {form}; every row must be."
-            ) from None
-        used += 1
-        yield {"id": identity, **content}
+    with closing(_Seen()) as seen:
+        for number, row in enumerate(chain([first], rows), 1):
+            try:
+                content = normal(row)
+                identity = _identity(row, content, seen)
+            except forms.Unusable as why:
+                if out is not None:
+                    example = {"source": name, "row": number, **_short(row)}
+                    out.count(f"dropped.{why}", example=example)
+                continue
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                missing = isinstance(error, KeyError)
+                fact = f'"{error.args[0]}" is missing' if missing else str(error)
+                raise StageFailed(
+                    f"{name}, row {number}: {fact}. The first row is {form}; every row must be."
+                ) from None
+            used += 1
+            yield {"id": identity, **content}
     if not used:
         reasons = "" if out is None else ", ".join(k for k in out.counts if k.startswith("dropped"))
         raise StageFailed(
@@ -120,13 +124,13 @@ def mix(
     With weight 2.5 every row comes twice and about half of them a third time; which ones is drawn
     from the seed and the row's id, so that it does not depend on other rows. Ids are unique.
     """
-    seen: dict[str, int] = {}
-    for source in sources:
-        weight = source.weight if isinstance(source, Source) else 1.0
-        whole, part = divmod(weight, 1.0)
-        for row in read(source, kind, out):
-            for _ in range(int(whole) + (_uniform(seed, row["id"]) < part)):
-                yield {**row, "id": _unique(row["id"], seen)}
+    with closing(_Seen()) as seen:
+        for source in sources:
+            weight = source.weight if isinstance(source, Source) else 1.0
+            whole, part = divmod(weight, 1.0)
+            for row in read(source, kind, out):
+                for _ in range(int(whole) + (_uniform(seed, row["id"]) < part)):
+                    yield {**row, "id": seen.unique(row["id"])}
 
 
 def _uniform(seed: int, name: str) -> float:
@@ -134,18 +138,39 @@ def _uniform(seed: int, name: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _unique(name: str, seen: dict[str, int]) -> str:
-    n = seen[name] = seen.get(name, -1) + 1
-    return _unique(f"{name}-{n}", seen) if n else name
+class _Seen:
+    """Which ids there were, in a file that SQLite deletes: memory does not grow with the rows.
+
+    By 63 bits of their hash: of two ids with the same, the second would have -1 after it.
+    """
+
+    def __init__(self) -> None:
+        self._file = sqlite3.connect("")
+        self._file.execute("PRAGMA journal_mode = OFF")
+        self._file.execute("PRAGMA cache_size = -8192")  # 8 MiB, in which a million ids fit
+        self._file.execute("CREATE TABLE seen (hash INTEGER PRIMARY KEY, times INTEGER)")
+
+    def unique(self, name: str) -> str:
+        """The name, or with -1, -2 … after it where it came before."""
+        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+        if self._file.execute("INSERT OR IGNORE INTO seen VALUES (?, 0)", (key,)).rowcount:
+            return name
+        self._file.execute("UPDATE seen SET times = times + 1 WHERE hash = ?", (key,))
+        found = self._file.execute("SELECT times FROM seen WHERE hash = ?", (key,))
+        return self.unique(f"{name}-{found.fetchone()[0]}")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
 
 
-def _identity(row: Row, content: Row, seen: dict[str, int]) -> str:
+def _identity(row: Row, content: Row, seen: _Seen) -> str:
     if row.get("id") is not None:
-        return _unique(str(row["id"]), seen)
+        return seen.unique(str(row["id"]))
     keys = [key for key in ("text", "messages", "prompt", "chosen", "rejected", "ranked")]
     known = {key: content[key] for key in keys if key in content}
     text = json.dumps(known, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return _unique(hashlib.sha256(text.encode()).hexdigest()[:16], seen)
+    return seen.unique(hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def _short(row: Row) -> Row:
