@@ -33,9 +33,10 @@ class Completion:
     token_ids: list[int]
     """What was drawn, the closing end-of-turn token included."""
 
-    logprob: float
+    logprob: float | None
     """Natural log of its probability, summed over `token_ids`, under the distribution it was drawn
-    from (after temperature, top_k …); for greedy answers under the model's own at temperature 1."""
+    from (after temperature, top_k …); for greedy answers under the model's own at temperature 1.
+    None where the engine does not say."""
 
     finish: str
     """`stop`: the model ended its turn. `length`: it was cut."""
