@@ -83,12 +83,12 @@ class Endpoint(Server):
     """A server that draws the answers of a `sample` stage: vLLM, SGLang, `transformers serve`.
 
     An adapter of a stage is served under its key, so that no other is taken for it:
-    `vllm serve BASE --enable-lora --max-lora-rank 64 --lora-modules KEY=runs/KEY/adapter`. One
-    with DoRA or `modules_to_save` must be merged first: servers load the LoRA tensors only. vLLM
-    needs an environment of its own, with another transformers than training.
+    `vllm serve BASE --enable-lora --max-lora-rank 64 --lora-modules KEY=runs/KEY/adapter`, in an
+    environment of vLLM's own. One with DoRA or `modules_to_save` is merged first: vLLM takes none.
 
     The same draw is not promised: the seeds that are sent hold for one server and one order at
-    best. Log-probabilities are the server's; vLLM's are those before temperature and top_p.
+    best. Log-probabilities are those the server gives: vLLM's are of the model's distribution
+    before temperature and top_p, unless it runs with `--logprobs-mode processed_logprobs`.
     """
 
     model: str | None = None

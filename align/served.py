@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align import chat, generate
+from align import chat, noise
 from align.artifacts import Model
 from align.decoding import OPTIONS
 from align.dialects import DIALECTS, Options
@@ -62,6 +62,7 @@ class Served:
 
         self._dialect: Callable[[Options, list[int]], Options] = DIALECTS[0]
         self._answered = False
+        self._ends = sorted({tokenizer.eos_token_id, chat.end_of_turn(tokenizer)} - {None})
         self.facts: dict[str, Any] = {
             "url": endpoint.url,
             "served": self.name,
@@ -180,11 +181,11 @@ class Served:
             "temperature": options["temperature"] if options["do_sample"] else 0.0,
             "top_p": options["top_p"] if options["do_sample"] else 1.0,
             # 31 bits, which every server takes
-            "seed": generate.row_seed(asked.seed, asked.id, group[0]) & 0x7FFFFFFF,
+            "seed": noise.row_seed(asked.seed, asked.id, group[0]) & 0x7FFFFFFF,
             **self._dialect(options, self._stops(options)),
         }
         if self.endpoint.send == "tokens":
-            return {**body, "prompt": asked.prompt, "logprobs": 0}
+            return {**body, "prompt": asked.prompt, "logprobs": 1}
         tools = json.loads(asked.tools) if isinstance(asked.tools, str) else asked.tools
         named = {"tools": tools} if tools else {}
         return {**body, "messages": asked.dialog, "logprobs": True, **named}
@@ -192,10 +193,9 @@ class Served:
     def _stops(self, options: Options) -> list[int]:
         """What ends an answer besides what the server knows: the end of a turn in our template."""
         named = options["eos_token_id"]
-        if named is not None:
-            return [named] if isinstance(named, int) else list(named)
-        ends = {self.tokenizer.eos_token_id, chat.end_of_turn(self.tokenizer)}
-        return sorted(ends - {None})
+        if named is None:
+            return self._ends
+        return [named] if isinstance(named, int) else list(named)
 
     def _choices(self, reply: Any) -> list[Choice | None]:
         return [self._choice(choice) for choice in reply["choices"]]
@@ -207,7 +207,7 @@ class Served:
         """Text, token ids, log-probability, finish; None for what is no answer."""
         message = choice.get("message") or {}
         text = choice["text"] if "text" in choice else message["content"]
-        token_ids = choice.get("token_ids")
+        token_ids = _token_ids(choice)
         if choice["finish_reason"] not in ("stop", "length", "tool_calls"):
             return None  # filtered or aborted
         if token_ids is not None:
@@ -234,7 +234,8 @@ class Served:
         if names is not None:
             if self.name not in names:
                 raise StageFailed(self._another(list(names)))
-            self.context = min(self.context, names[self.name] or self.context)
+            told = names[self.name] or max(filter(None, names.values()), default=self.context)
+            self.context = min(self.context, told)  # vLLM says it of the base, not of an adapter
         prompt = chat.prompt(self.tokenizer, PROBE)
         options = {**OPTIONS, "temperature": 2.0, "max_new_tokens": 16}
         asked = Request("probe", prompt, PROBE, None, range(2), 0, options)
@@ -276,7 +277,7 @@ class Served:
                 "vLLM takes a template with --chat-template."
             )
         self.at_once = len(choices) == 2 and choices[0] != choices[1]
-        self.facts["token_ids"] = "tokenized again" if first.get("token_ids") is None else "its own"
+        self.facts["token_ids"] = "tokenized again" if _token_ids(first) is None else "its own"
         self.facts["logprob"] = None if choices[0][2] is None else "its own"
 
 
@@ -288,6 +289,11 @@ def served_name(model: Model) -> str:
     """What a model should be served as: its key, or for a base its path or hub id."""
     made = model.stage is not None or (model.path / "model.json").is_file()
     return model.key if made else str(model.spec()["base"]["path"])
+
+
+def _token_ids(choice: Any) -> Any:
+    """vLLM's name for them, or SGLang's."""
+    return choice.get("token_ids", choice.get("response_token_ids"))
 
 
 def _logprob(given: Any) -> float | None:

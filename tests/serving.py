@@ -28,6 +28,9 @@ class Fake:
     names: list[str] | None = None
     """What /models lists; None: it answers 500, as `transformers serve` with an empty cache."""
 
+    context: int | None = None
+    """How many tokens its models read, where it says so."""
+
     key: str | None = None
     """What it wants to be asked with."""
 
@@ -74,7 +77,13 @@ class Fake:
     def models(self) -> Reply:
         if self.names is None:
             return 500, {}, "{}"
-        return 200, {}, json.dumps({"data": [{"id": name} for name in self.names]})
+        return (
+            200,
+            {},
+            json.dumps(
+                {"data": [{"id": name, "max_model_len": self.context} for name in self.names]}
+            ),
+        )
 
     def reply(self, path: str, body: dict[str, Any]) -> Reply:
         with self.lock:

@@ -1,5 +1,6 @@
 """Answers from a server of OpenAI's API, whatever the server does."""
 
+import importlib.util
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -10,11 +11,14 @@ import pytest
 from serving import VLLM, Fake, busy, serve
 
 from align import chat, endpoint, generate, models
-from align.artifacts import Model
-from align.endpoint import Endpoint
+from align.artifacts import Model, Samples
+from align.data import Source
+from align.endpoint import Endpoint, Engine
 from align.errors import StageFailed
 from align.generate import Completion
 from align.out import Out
+from align.settings import Settings
+from align.stages.sample import Sample
 
 Ask = Callable[..., dict[int, list[Completion]]]
 
@@ -165,6 +169,70 @@ def test_an_answer_of_any_characters_is_kept_as_it_was(
     first = texts(ask(kept=kept))
     fake.say = lambda body, k: "other"
     assert texts(ask(kept=kept)) == first
+
+
+def test_what_is_left_behind_is_ended(
+    fake: Fake, model: Model, tokenizer: Any, out: Out, tmp_path: Path
+) -> None:
+    served = Endpoint(url=fake.url, concurrency=2).open(model, tokenizer, 256, out)
+    prompts = [chat.prompt(tokenizer, dialog) for dialog in DIALOGS]
+    kept = tmp_path / "answers.jsonl"
+    begun = served.generate(prompts, IDS, dialogs=DIALOGS, kept=kept)
+    next(begun)
+    fake.wait = threading.Event()
+    begun.close()  # what Ctrl-C and an error come to; else it waits for the server
+    assert 1 <= len(kept.read_text().splitlines()) < 6
+
+
+def test_answers_are_no_longer_than_what_the_server_can_read(
+    ask: Ask, fake: Fake, tokenizer: Any, model: Model
+) -> None:
+    fake.context = 200
+    ask(generation={"max_new_tokens": 500})
+    for asked in fake.asked[1:]:
+        assert asked["max_tokens"] == 200 - len(asked["prompt"])
+
+
+def test_a_sample_stage_draws_from_a_server_and_goes_on_after_a_kill(
+    fake: Fake,
+    model: Model,
+    tokenizer: Any,
+    tmp_path: Path,
+    write_rows: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [{"id": name, "prompt": dialog} for name, dialog in zip(IDS, DIALOGS, strict=True)]
+    source = Source(path=str(write_rows("prompts.jsonl", rows)))
+    fake.longest = max(len(chat.prompt(tokenizer, dialog)) for dialog in DIALOGS[:5])
+
+    def sample() -> tuple[Samples, Out]:
+        out = Out(tmp_path / "sample", tmp_path / "cache")
+        out.path.mkdir(exist_ok=True)
+        given = {"n": 3, "generation": {"max_new_tokens": 8}, "engine": engine}
+        stage = Sample.model_validate({"model": model, "prompts": [source], **given}, strict=False)
+        return stage.run(out), out
+
+    engine = {"url": fake.url, "concurrency": 1}
+    monkeypatch.setattr(endpoint, "RETRIES", 0)
+
+    def falls_over(body: dict[str, Any], k: int) -> str:
+        if len(fake.asked) > 4:
+            fake.troubles = [busy(500)] * 99
+        return f"{body['seed']} {k}"
+
+    fake.say = falls_over
+    with pytest.raises(StageFailed, match="answers 500.*is kept"):
+        sample()
+    [kept] = (tmp_path / "sample" / "checkpoints" / "answers").glob("*")
+    said = sum("text" in line for line in kept.read_text().splitlines())
+    fake.asked, fake.troubles, fake.say = [], [], None
+    samples, out = sample()
+    assert said == 12 and sum(one["n"] for one in fake.asked[1:]) == 3 * 6 - said
+    found = {row["id"]: row["completions"] for row in samples.rows()}
+    assert [len(found[name]) for name in IDS] == [3] * 5 + [0]
+    assert out.counts["dropped.refused"]["n"] == 1 and out.counts["answers"]["n"] == 15
+    facts = json.loads((samples.path / "metrics.json").read_text())
+    assert facts["same_draw"] is False and facts["by"][0]["url"] == fake.url
 
 
 # -- a server that cannot be asked ---------------------------------------------------------------
@@ -341,11 +409,32 @@ def test_a_server_that_leaves_the_adapter_out_is_found_out(
     assert facts["probe_apart"] < 1e-3 < facts["probe_apart_from_base"]
 
 
+# -- what a recipe says --------------------------------------------------------------------------
+
+
+def test_a_url_is_an_endpoint_and_another_word_is_none() -> None:
+    class Draws(Settings):
+        engine: Engine = None
+
+    assert Draws(engine="http://host:8000/v1/").engine == Endpoint(url="http://host:8000/v1")
+    assert Draws(engine="paged").engine == "paged"
+    with pytest.raises(ValueError, match='"pagd" is no engine. Say generate, paged or the URL'):
+        Draws(engine="pagd")
+
+
+def test_without_its_client_the_recipe_is_refused_with_what_mends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'align-recipes\[endpoint\]'"):
+        Endpoint(url="http://host:8000/v1")
+
+
 # -- secrets -------------------------------------------------------------------------------------
 
 
 def test_the_key_comes_from_the_environment_and_is_nowhere_else(
-    ask: Ask, fake: Fake, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "of-another-server")
     fake.key = "canary"
@@ -354,7 +443,8 @@ def test_the_key_comes_from_the_environment_and_is_nowhere_else(
     with pytest.raises(StageFailed, match="The variable MY_KEY is not set"):
         ask({"api_key_env": "MY_KEY"})
     monkeypatch.setenv("MY_KEY", "canary")
-    assert len(ask({"api_key_env": "MY_KEY"})) == 6
+    assert len(ask({"api_key_env": "MY_KEY"}, kept=tmp_path / "answers.jsonl")) == 6
+    assert "canary" not in (tmp_path / "answers.jsonl").read_text()
     monkeypatch.setattr(endpoint, "RETRIES", 0)
     fake.troubles = [busy(404, "canary is no good")]
     with pytest.raises(StageFailed) as failure:
