@@ -1,0 +1,119 @@
+"""Continuous batching: the same draw as our own decoding, and a thread that ends."""
+
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.generation.continuous_batching import ContinuousBatchingManager
+
+from align import generate, noise, paged
+from align.errors import StageFailed
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Any:
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    with torch.no_grad():  # a random model is nearly flat
+        loaded.lm_head.weight.mul_(20)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    numbers = random.Random(0)
+    lengths = [1, 2, *(numbers.randrange(3, 70) for _ in range(8))]
+    return [[1, *(numbers.randrange(7, 260) for _ in range(length - 1))] for length in lengths]
+
+
+IDS = [f"p{i}" for i in range(10)]
+UNEVEN = {"max_new_tokens": 40, "eos_token_id": [*range(6, 20)]}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": False},
+        {},
+        {"temperature": 0.7, "top_k": 40, "min_p": 0.01},
+        {"top_p": 0.9, "min_new_tokens": 9},
+    ],
+    ids=str,
+)
+def test_answers_are_those_of_our_own_decoding(
+    model: Any, tokenizer: Any, prompts: Any, options: dict[str, Any]
+) -> None:
+    how: dict[str, Any] = {"n": 3, "first": 2, "seed": 4, "generation": {**UNEVEN, **options}}
+    expected = dict(generate.generate(model, tokenizer, prompts, IDS, **how))
+    found = dict(paged.generate(model, tokenizer, prompts, IDS, rows=7, **how))
+    for i, answers in expected.items():
+        for mine, theirs in zip(found[i], answers, strict=True):
+            assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+            theirs.logprob = mine.logprob
+            assert mine == theirs
+    assert {answer.finish for answers in found.values() for answer in answers} == {"stop", "length"}
+
+
+def test_a_prompt_that_fills_the_context_gets_no_answers_and_one_near_it_what_is_left(
+    model: Any, tokenizer: Any
+) -> None:
+    long, full = [1] + [30] * 239, [1] + [30] * 255
+    options = {"max_new_tokens": 40, "min_new_tokens": 40}
+    found = dict(paged.generate(model, tokenizer, [long, full], ["a", "b"], generation=options))
+    assert found[1] == []
+    assert [len(answer.token_ids) for answer in found[0]] == [16]
+    assert dict(paged.generate(model, tokenizer, [full], ["b"])) == {0: []}
+
+
+def test_what_breaks_inside_is_said_and_its_thread_ends(
+    model: Any, tokenizer: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = threading.active_count()
+
+    def short(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory left for 2 GiB")
+
+    monkeypatch.setattr(noise, "draw", short)
+    with pytest.raises(StageFailed, match="no memory left for 2 GiB.*fewer `rows`"):
+        list(paged.generate(model, tokenizer, prompts, IDS))
+    assert threading.active_count() == threads
+
+
+def test_an_interrupt_ends_the_thread(model: Any, tokenizer: Any, prompts: Any) -> None:
+    threads = threading.active_count()
+
+    def interrupt(tokens: int) -> None:
+        raise KeyboardInterrupt
+
+    drawn = paged.generate(
+        model, tokenizer, prompts, IDS, n=20, generation=UNEVEN, rows=8, progress=interrupt
+    )
+    with pytest.raises(KeyboardInterrupt):
+        next(drawn)
+    assert threading.active_count() == threads
+
+
+def test_the_pages_are_as_many_as_the_rows_need(
+    model: Any, tokenizer: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unbounded, the library would take most of the memory: 10 GB for a model of 0.3 MB."""
+    made: list[int] = []
+    create = ContinuousBatchingManager._create_batch_processor
+
+    def creating(self: Any) -> Any:
+        processor = create(self)
+        made.append(processor.cache.num_blocks * self.continuous_batching_config.page_size)
+        return processor
+
+    monkeypatch.setattr(ContinuousBatchingManager, "_create_batch_processor", creating)
+    list(paged.generate(model, tokenizer, prompts, IDS, n=3, generation=UNEVEN, rows=4))
+    longest = max(map(len, prompts)) + 40
+    assert 4 * longest <= made[0] < 4 * (longest + paged.PAGE)
