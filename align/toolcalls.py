@@ -13,13 +13,11 @@ import re
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from align.rewards import text
 from align.schemas import checker, parse
 from align.settings import Dialog
-
-Form = Literal["hermes", "llama3_json", "pythonic"]
 
 Call = tuple[str, Any]
 """A tool's name, and its arguments."""
@@ -27,12 +25,12 @@ Call = tuple[str, Any]
 _HERMES = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
-def calls(answer: Dialog, form: Form, whole: bool) -> list[Call]:
+def calls(answer: Dialog, form: str, whole: bool) -> list[Call]:
     """The calls of an answer, one or more: those of `tool_calls`, where a server read them already.
 
     Args:
         answer: the messages.
-        form: how the calls are written where they are text.
+        form: how the calls are written where they are text: one of the above.
         whole: no text may stand beside calls of `hermes`; beside the others none may ever.
 
     Raises:
@@ -127,7 +125,7 @@ def checkers(tools: str) -> dict[str, Callable[[Any], bool]]:
     return found
 
 
-def valid(answer: Dialog, tools: str, form: Form, whole: bool) -> bool:
+def valid(answer: Dialog, tools: str, form: str, whole: bool) -> bool:
     """Whether an answer is one or more calls of these tools; see `calls` and `checkers`."""
     known = checkers(tools)
     try:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import PrivateAttr, field_validator, model_validator
 
@@ -13,7 +13,7 @@ from align.extras import need
 from align.rewards import text
 from align.schemas import checker, parse
 from align.settings import Dialog, Reward
-from align.toolcalls import Form, valid
+from align.toolcalls import valid
 
 _BLOCK = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 
@@ -32,7 +32,7 @@ class Format(Reward):
     """A JSON schema, as a file or here: the first block of code is JSON that agrees with it, or the
     whole answer where there is no block."""
 
-    tool_call: Form | None = None
+    tool_call: Literal["hermes", "llama3_json", "pythonic"] | None = None
     """It calls one or more of the tools in the prompts' column `tools`, in the form of this parser
     of vLLM's, with all arguments that are required, none that is unknown, and each of its type.
     None where a prompt has no tools."""
@@ -91,7 +91,7 @@ class Format(Reward):
         assert self._agrees is not None
         return self._agrees(value)
 
-    def _calls(self, prompt: Dialog, answer: Dialog, tools: Any, form: Form) -> float | None:
+    def _calls(self, prompt: Dialog, answer: Dialog, tools: Any, form: str) -> float | None:
         if tools in (None, [], "", "[]"):
             return None
         listed = tools if isinstance(tools, str) else json.dumps(tools)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from align import rewards, shelf
+from align import data, rewards, shelf
+from align.artifacts import Prompts
 from align.constraints import KINDS, followed
 from align.errors import StageFailed
 from align.sentences import capital_words, sentences
@@ -276,6 +277,66 @@ def test_what_cannot_be_checked_is_a_sentence_that_names_the_prompt(
 def test_the_columns_are_named_where_they_are_missing() -> None:
     with pytest.raises(StageFailed, match='no column "kwargs", only instruction_id_list'):
         scored(["x"], instruction_id_list=[["startend:quotation"]])
+
+
+ANSWERS = {
+    "letter": """<<A letter to a friend>>
+
+Dear [name], I write from [city] with news of the *garden* and the **orchard**.
+
+* The apples are ripe. Dr. Green came by at 5 p.m. to see them!
+* The pears are not; they need a week or two.
+* Is NASA's rocket still on the news? I'd like to know.
+
+SECTION 1
+We walked along the river and talked about the weather, the war, and old friends.
+SECTION 2
+My answer is maybe. There is more to say... but not today.
+
+P.S. Bring a coat. P.P.S. And boots.
+Is there anything else I can help with?""",
+    "lines": "sure, here it is:\n"
+    "the weather is fine and we walk along the river with our friends\nbye",
+    "capitals": '"THE WEATHER IS FINE AND WE WALK ALONG THE RIVER WITH OUR FRIENDS IN THE U.S."',
+    "json": '```json\n{"story": "One day - a rainy one - the story began.", "words": 300}\n```',
+    "german": "Das Wetter ist heute schön. Wir gehen am Fluss entlang und reden *viel*!\n***\nEnde",
+}
+
+
+def prompts() -> list[dict[str, Any]]:
+    """IFEval's, but for two that ask for the letters # and !, for which it checks a random one."""
+    path = Path(str(DATA), "ifeval/input_data.jsonl")
+    rows = list(data.read(data.Source(path=str(path)), Prompts, None))
+    return [
+        row for row in rows if all(one.get("letter") not in ("#", "!") for one in row["kwargs"])
+    ]
+
+
+@pytest.mark.skipif(DATA is None, reason="ALIGN_DATA is not set")
+@pytest.mark.parametrize(
+    ("name", "followed_"),  # by lm-eval 0.4.13 with NLTK 3.10 and a seeded langdetect
+    [
+        ("letter", [99, 101, 234, 237]),
+        ("lines", [54, 73, 158, 225]),
+        ("capitals", [110, 110, 280, 280]),
+        ("json", [55, 56, 139, 141]),
+        ("german", [63, 90, 200, 240]),
+    ],
+)
+def test_verdicts_on_every_published_prompt_are_those_of_the_published_checker(
+    name: str, followed_: list[int]
+) -> None:
+    rows = prompts()
+    kinds = [row["instruction_id_list"] for row in rows]
+    answers = [ANSWERS[name]] * len(rows)
+    numbers = scored(answers, instruction_id_list=kinds, kwargs=[row["kwargs"] for row in rows])
+    prompt, instruction = [1] * len(rows), list(map(len, kinds))
+    totals = [
+        sum((one[f"{level}_{how}"] or 0) * n for one, n in zip(numbers, weights, strict=True))
+        for level, weights in (("prompt", prompt), ("instruction", instruction))
+        for how in ("strict", "loose")
+    ]
+    assert totals == pytest.approx(followed_)
 
 
 @pytest.mark.skipif(DATA is None, reason="ALIGN_DATA is not set")
