@@ -1,9 +1,9 @@
 """A filter of system calls for the sandbox: what would get around its limits is refused.
 
-Memory that belongs to no process (shared segments, memory files) is in no process's limit, a new
-user namespace may mount file systems of any size, and the kernel's keyrings are the user's own.
-The filter is classic BPF over `struct seccomp_data` (Linux, seccomp(2)): the number of the call
-lies at byte 0, the machine at byte 4.
+Memory that belongs to no process (shared segments, queues, memory files) is in no process's limit,
+a new user namespace may mount file systems of any size, and the kernel's keyrings are the user's
+own. The filter is classic BPF over `struct seccomp_data` (Linux, seccomp(2)): the number of the
+call lies at byte 0, the machine at byte 4.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 REFUSED = {
     "x86_64": {
         "shmget": 29,
+        "semget": 64,
+        "msgget": 68,
         "ptrace": 101,
         "add_key": 248,
         "request_key": 249,
@@ -31,6 +33,8 @@ REFUSED = {
     "aarch64": {
         "unshare": 97,
         "ptrace": 117,
+        "msgget": 186,
+        "semget": 190,
         "shmget": 194,
         "add_key": 217,
         "request_key": 218,

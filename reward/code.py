@@ -74,7 +74,7 @@ class Code(Reward):
         self, *, prompts: list[Dialog], completions: list[Dialog], **columns: list[Any]
     ) -> list[dict[str, float | None]]:
         """1, 0 or None per answer, the share of the asserts that held, whether time was over."""
-        columns = {**columns, "prompt": [dialog[-1]["content"] for dialog in prompts]}
+        columns["prompt"] = [text(dialog[-1:]) for dialog in prompts]
         tests, names, codes, setups = (
             self._column(columns, name, len(prompts))
             for name in (self.tests, self.entry_point, self.prompt_code, self.setup)
