@@ -15,7 +15,8 @@ MOST = 512
 """Answers decoded at once on a GPU, where its memory holds them."""
 
 SHARE = 0.7
-"""Of a GPU's free memory that keys and values may take; logits and activations need the rest."""
+"""Of the memory of a GPU beside the weights that keys and values may take; logits and activations
+need the rest."""
 
 SLACK = 128
 """Columns beyond the longest row: so many steps pass before the columns are moved."""
@@ -102,11 +103,12 @@ def token_bytes(config: Any, width: int) -> int:
 def fitting(model: Any, tokens: int) -> int:
     """Answers of up to `tokens`, the prompt included, that the model's device holds at once.
 
-    `ROWS` on a CPU; on a GPU as many as fit `SHARE` of the free memory, at most `MOST`.
+    `ROWS` on a CPU; on a GPU as many as fit `SHARE` of its memory beside the weights, at most
+    `MOST`. What else is in its memory does not count: the number must be the same after a crash.
     """
     if model.device.type != "cuda":
         return ROWS
-    free, _ = torch.cuda.mem_get_info(model.device)
-    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    memory = torch.cuda.get_device_properties(model.device).total_memory
+    free = SHARE * (memory - model.get_memory_footprint())
     each = (tokens + SLACK) * token_bytes(model.config, model.dtype.itemsize)
-    return max(1, min(MOST, int(SHARE * free) // each))
+    return max(1, min(MOST, int(free) // each))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from align import chat, generate, models
+from align import chat, generate, models, paged
 from align.artifacts import Model
 from align.draws import Ask, Draw, Row, limit
 from align.endpoint import Endpoint
@@ -42,7 +42,8 @@ def ready(engine: Any, model: Model, *, seed: int, rows: int | None, out: Shard)
         network = generate.folded(models.load(model))
         name = engine or ("generate" if network.device.type == "cpu" else "paged")
         dtype = str(network.dtype).removeprefix("torch.")
-        same = name == "generate" and dtype == "float32"
+        same = dtype == "float32"
+        draws = {"generate": generate.generate, "paged": paged.generate}[name]
         out.facts = {"engine": name, "model": model.key, "dtype": dtype, "same_draw": same}
 
     def ask(
@@ -64,7 +65,7 @@ def ready(engine: Any, model: Model, *, seed: int, rows: int | None, out: Shard)
             yield from served.generate(prompts, ids, progress=progress, **more, **how)
             return
         again = {}
-        for place, answers in generate.generate(
+        for place, answers in draws(
             network, tokenizer, prompts, ids, rows=rows, progress=progress, **how
         ):
             yield place, answers
@@ -72,13 +73,7 @@ def ready(engine: Any, model: Model, *, seed: int, rows: int | None, out: Shard)
                 again[place] = [answer.token_ids for answer in answers]
         for place, drawn in again.items():
             changed, n = generate.redrawn(
-                generate.generate,
-                network,
-                tokenizer,
-                [prompts[place]],
-                [ids[place]],
-                [drawn],
-                **how,
+                draws, network, tokenizer, [prompts[place]], [ids[place]], [drawn], **how
             )
             out.count("drawn_again", n)
             out.count("drawn_again_otherwise", changed)

@@ -106,9 +106,9 @@ def generate(
     Args:
         model: see there, and `prompts`, `ids`, `n`, `first`, `seed`, `generation`.
         tokenizer: see there.
-        rows: answers decoded at once, at most; by default as there.
-        memory: the share of a GPU's free memory for pages. On a CPU there are as many as `rows`
-            answers of full length need.
+        rows: answers decoded at once, at most; by default 128 on a CPU and 512 on a GPU.
+        memory: the share of a GPU's free memory for pages. Where they run short, answers wait. On a
+            CPU there are as many as `rows` answers of full length need.
         progress: called with the number of tokens of the answers that are done.
 
     Raises:
@@ -121,7 +121,8 @@ def generate(
     if not fit:
         return
     longest = max(map(len, (prompts[i] for i in fit))) + options["max_new_tokens"]
-    rows = min(rows or columns.fitting(model, longest), n * len(fit))
+    most = columns.ROWS if model.device.type == "cpu" else columns.MOST
+    rows = min(rows or most, n * len(fit))
     requests = [(i, k) for i in fit for k in range(n)]
     answers = {
         _request(i, k): (number, noise.row_seed(seed, ids[i], first + k), len(prompts[i]))

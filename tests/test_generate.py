@@ -3,13 +3,14 @@
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig
 
 from align import batch, columns
 from align.decoding import OPTIONS, problems
@@ -163,6 +164,23 @@ def test_the_share_of_answers_that_another_batch_changes_is_measured(
     assert redrawn(generate, model, tokenizer, *few, some, **how) == (0, 8)
     other = [[*some[0][:3], [1, 2]], some[1]]
     assert redrawn(generate, model, tokenizer, *few, other, **how) == (1, 8)
+
+
+def test_a_gpu_decodes_as_many_answers_as_its_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama 3.1 8B keeps 128 KiB a token in bfloat16 (its paper, table 3: 32 layers, 8 heads)."""
+    config = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_key_value_heads=8)
+    assert columns.token_bytes(config, 2) == 128 << 10
+    memory = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    model = SimpleNamespace(
+        device=torch.device("cuda"),
+        dtype=torch.bfloat16,
+        config=config,
+        get_memory_footprint=lambda: 16 << 30,
+    )
+    assert columns.fitting(model, 2048 - columns.SLACK) == int(0.7 * 64 * 4)
+    assert columns.fitting(model, 64) == columns.MOST
+    assert columns.fitting(model, 1 << 30) == 1
 
 
 def test_more_answers_keep_the_first_ones(model: Any, tokenizer: Any, prompts: Any) -> None:

@@ -1,5 +1,6 @@
 """Continuous batching: the same draw as our own decoding, and a thread that ends."""
 
+import json
 import random
 import threading
 from pathlib import Path
@@ -11,7 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 
 from align import generate, noise, paged
+from align.artifacts import Model
+from align.data import Source
 from align.errors import StageFailed
+from align.out import Out
+from align.stages.sample import Sample
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +122,22 @@ def test_the_pages_are_as_many_as_the_rows_need(
     list(paged.generate(model, tokenizer, prompts, IDS, n=3, generation=UNEVEN, rows=4))
     longest = max(map(len, prompts)) + 40
     assert 4 * longest <= made[0] < 4 * (longest + paged.PAGE)
+
+
+def test_a_stage_draws_the_same_under_either_engine(
+    tiny_model: Path, tmp_path: Path, write_rows: Any
+) -> None:
+    given = Model(tiny_model, spec={"base": {"path": str(tiny_model)}, "adapter": False})
+    source = Source(path=str(write_rows("p.jsonl", [{"prompt": f"Say {i}"} for i in range(5)])))
+    found = []
+    for engine in ("generate", "paged"):
+        out = Out(tmp_path / engine, tmp_path / "cache")
+        out.path.mkdir()
+        stage = Sample(
+            model=given, prompts=[source], n=3, generation={"max_new_tokens": 12}, engine=engine
+        )
+        rows = list(stage.run(out).rows())
+        found.append([[answer["token_ids"] for answer in row["completions"]] for row in rows])
+        about = json.loads((out.path / "metrics.json").read_text())
+        assert about["same_draw"]
+    assert found[0] == found[1]
