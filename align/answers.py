@@ -20,7 +20,7 @@ _NUMBER = re.compile(
     rf"(?<![A-Za-z_^\d])(?<!\d\.)(?:(?<![\w)\]])(-))?"
     rf"(?:(\d+)\s+(?={_PLAIN}\s*/))?({_PLAIN})(?:\s*/\s*({_PLAIN}))?"
 )
-_SENTENCE = re.compile(r"(?:[^\n.]|\.(?=\d))*")
+_SENTENCE = re.compile(r"(?:[^\n.]|\.(?=\d)){0,200}")
 
 
 def number(text: str) -> float | None:
@@ -91,7 +91,7 @@ _SAID = re.compile(
     rf"|(?!I\b){_LETTER}\)?\s+is\s+(?:the\s+)?(?:correct|right|best|true|answer)\b",
     re.MULTILINE,
 )
-_LISTED = re.compile(rf"^\s*\(?{_LETTER}{_NOT_WRONG}(?:[).:,]|\s*$)", re.MULTILINE)
+_LISTED = re.compile(rf"^[^\S\n]*\(?{_LETTER}{_NOT_WRONG}(?:[).:,]|\s*$)", re.MULTILINE)
 _ALONE = re.compile(_LETTER + _NO_WORD + _NOT_WRONG)
 
 

@@ -133,7 +133,8 @@ def nth_paragraph_first_word(
 
 def number_placeholders(answer: str, num_placeholders: int) -> bool:
     """At least so many `[placeholders]`."""
-    return len(re.findall(r"\[[^\]\n]*\]", answer)) >= num_placeholders
+    ended = [part for line in answer.split("\n") for part in line.split("]")[:-1]]
+    return sum("[" in part for part in ended) >= num_placeholders
 
 
 def postscript(answer: str, postscript_marker: str) -> bool:

@@ -1,5 +1,6 @@
 """Whether an answer has a form: a pattern, a JSON schema, a call of a tool."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -232,6 +233,14 @@ def test_tools_that_cannot_be_read_are_a_sentence_that_names_the_prompt(
     with pytest.raises(StageFailed, match="How is the weather") as failure:
         score(make(tool_call="hermes"), HERMES, tools=[tools])
     assert sentence in str(failure.value)
+
+
+def test_without_jsonschema_only_patterns_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert score(make(pattern="a"), "a") == [1]
+    for settings in ({"json_schema": {}}, {"tool_call": "hermes"}):
+        with pytest.raises(ValueError, match=r"jsonschema.*pip install 'align-recipes\[rewards\]'"):
+            make(**settings)
 
 
 def test_a_message_without_text_has_no_pattern_and_no_json() -> None:

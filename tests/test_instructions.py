@@ -18,14 +18,14 @@ DATA = os.environ.get("ALIGN_DATA")
 EN = "the weather is fine today and we are going to walk along the river with our friends"
 
 
-def scored(answers: list[str], **columns: Any) -> list[rewards.Numbers]:
+def scored(answers: list[Any], **columns: Any) -> list[rewards.Numbers]:
     path = shelf.find("reward/instructions.py")
     assert path is not None
     reward = shelf.load(path, Reward)()
     assert isinstance(reward, Reward)
     prompts: list[Any] = [[{"role": "user", "content": "Write a poem."}] for _ in answers]
-    completions: list[Any] = [[{"role": "assistant", "content": answer}] for answer in answers]
-    return rewards.call(reward, prompts, completions, columns)
+    said = [[a if isinstance(a, dict) else {"role": "assistant", "content": a}] for a in answers]
+    return rewards.call(reward, prompts, said, columns)
 
 
 # kind, arguments, answers that follow, answers that do not
@@ -272,6 +272,12 @@ def test_what_cannot_be_checked_is_a_sentence_that_names_the_prompt(
     with pytest.raises(StageFailed, match="Write a poem") as failure:
         scored(["x"], instruction_id_list=[kinds], kwargs=[arguments])
     assert sentence in str(failure.value)
+
+
+def test_a_message_that_only_calls_a_tool_follows_nothing() -> None:
+    call: Any = {"role": "assistant", "content": None, "tool_calls": [{"function": {}}]}
+    [numbers] = scored([call], instruction_id_list=[["punctuation:no_comma"]], kwargs=[[{}]])
+    assert numbers["score"] == numbers["prompt_loose"] == 0
 
 
 def test_the_columns_are_named_where_they_are_missing() -> None:

@@ -1,5 +1,6 @@
 """Which language an answer is in."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -18,8 +19,8 @@ GERMAN = "Das Wetter ist heute schön, und wir gehen am Fluss entlang spazieren.
 CHINESE = "今天天气很好，我们打算沿着河边散步，然后一起去吃午饭。"
 
 
-def reward(**settings: Any) -> Reward:
-    path = shelf.find("reward/language.py")
+def reward(name: str = "language", **settings: Any) -> Reward:
+    path = shelf.find(f"reward/{name}.py")
     assert path is not None
     made = shelf.load(path, Reward)(**settings)
     assert isinstance(made, Reward)
@@ -85,6 +86,13 @@ def test_an_unknown_code_or_two_sources_are_refused_when_the_recipe_is_read() ->
         reward(language="english")
     with pytest.raises(ValueError, match='"language" or "column", not both'):
         reward(language="en", column="code")
+
+
+def test_without_langdetect_the_plan_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for name in ("language", "instructions"):
+        with pytest.raises(ValueError, match=r"langdetect.*pip install 'align-recipes\[rewards\]'"):
+            reward(name)
 
 
 def test_a_text_has_the_same_score_whatever_was_scored_before() -> None:
