@@ -14,6 +14,7 @@ where they are no Python); `1` or `0` for each assert reached; and `.` at the en
 from __future__ import annotations
 
 import builtins
+import importlib
 import json
 import operator
 import os
@@ -68,6 +69,8 @@ def limit(job: dict[str, Any]) -> None:
         resource.RLIMIT_NPROC: 0,  # no further process, and no thread
     }
     for kind, most in hard.items():
+        above = resource.getrlimit(kind)[1]
+        most = most if above == resource.RLIM_INFINITY else min(most, above)
         resource.setrlimit(kind, (most, most))
     if job["user"]:  # root is above the limit of processes
         os.setgroups([])
@@ -151,6 +154,8 @@ def answer(job: dict[str, Any], requests: IO[str], replies: IO[str]) -> None:
         "next": next,
         "length": len,
         "true": bool,
+        "text": str,
+        "form": repr,
     }
 
     def reference(value: Any) -> Any:
@@ -250,17 +255,30 @@ class Remote:
     def __bool__(self) -> bool:
         return bool(self._ask("true"))
 
+    def __str__(self) -> str:
+        return str(self._ask("text"))
+
+    def __repr__(self) -> str:
+        return str(self._ask("form"))
+
 
 class Names(dict):  # type: ignore[type-arg]
-    """The tests' names; those they lack are the answer's, but for Python's own."""
+    """The tests' names. Those they lack are Python's, its library's, and then the answer's.
 
-    def __init__(self, peer: Peer) -> None:
+    In this order, so that no answer can bring an `abs` or a `math` that finds it right.
+    """
+
+    def __init__(self, peer: Peer, entry_point: str | None) -> None:
         super().__init__({"__name__": "tests", "__builtins__": builtins})
-        self.peer = peer
+        self.peer, self.entry_point = peer, entry_point
 
     def __missing__(self, name: str) -> Any:
         if hasattr(builtins, name):
             raise KeyError(name)
+        if name in sys.stdlib_module_names:
+            return importlib.import_module(name)
+        if self.entry_point:
+            raise NameError(f"Neither the tests nor Python has {name!r}.")
         try:
             return self.peer.ask("name", name)
         except KeyError:
@@ -308,9 +326,9 @@ def tests(job: dict[str, Any], requests: IO[str], replies: IO[str]) -> None:
     if not asserts:
         return
 
-    names = Names(Peer(requests, replies))
-    names["__count__"] = lambda passed: os.write(verdict, b"1" if passed else b"0")
     entry_point = job["entry_point"]
+    names = Names(Peer(requests, replies), entry_point)
+    names["__count__"] = lambda passed: os.write(verdict, b"1" if passed else b"0")
     try:
         for number, (program, _) in enumerate(programs):
             if entry_point and number == len(job["before"]):

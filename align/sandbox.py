@@ -46,6 +46,9 @@ NOBODY = 65534
 
 INSIDE = Path(__file__).with_name("inside.py")
 
+ENVIRONMENT = {"PYTHONHASHSEED": "0"}
+"""All that is in a program's environment: sets are ordered the same in every run."""
+
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")
 """What of the machine a sandbox sees, besides this Python."""
 
@@ -189,10 +192,10 @@ class _Pipe:
 
 
 def _command(role: str, fds: tuple[int, int]) -> list[str]:
-    """This Python, without its environment and its packages, with `inside` as its program."""
+    """This Python, without its packages, with `inside` as its program."""
     python = os.path.realpath(sys.executable)
     source = INSIDE.read_text(encoding="utf-8")
-    return [python, "-I", "-S", "-B", "-c", source, role, *map(str, fds)]
+    return [python, "-P", "-S", "-B", "-c", source, role, *map(str, fds)]
 
 
 @contextmanager
@@ -213,12 +216,19 @@ def _sandboxed(
         os.write(rules.write, seccomp.program() or b"")
         rules.close(rules.write)
         process = subprocess.Popen(
-            ["bwrap", *_walls(), "--seccomp", str(rules.read), "--", *_command(role, fds)],
+            [
+                shutil.which("bwrap") or "bwrap",
+                *_walls(),
+                "--seccomp",
+                str(rules.read),
+                "--",
+                *_command(role, fds),
+            ],
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=errors,
             pass_fds=(*fds, rules.read),
-            env={"PATH": os.environ.get("PATH", os.defpath)},
+            env=ENVIRONMENT,
         )
     try:
         yield process
@@ -244,7 +254,7 @@ def _bare(
             stdout=subprocess.PIPE,
             stderr=errors,
             pass_fds=fds,
-            env={},
+            env=ENVIRONMENT,
             cwd=folder,
             start_new_session=True,
         )

@@ -32,8 +32,8 @@ class Code(Reward):
     The tests call the answer through a pipe and judge copies of what it returns, so an answer sees
     neither the tests nor the expected values, and cannot change what equal means. It can only
     return values of built-in types that the tests take for right. What the tests hand over is a
-    copy, too: that an answer changes its arguments is not seen. Names that Python itself has are
-    not taken from the answer, unless `entry_point` does. Both have the standard library only, and
+    copy, too: that an answer changes its arguments is not seen. Names that Python or its library
+    has are not the answer's, unless `entry_point` says so. Both have the standard library only, and
     no threads.
     """
 
@@ -41,8 +41,8 @@ class Code(Reward):
     """The prompts' column with the tests: Python code, or a list of statements."""
 
     entry_point: str | None = None
-    """The column with the name of the function that `check(candidate)` of the tests is called with.
-    """
+    """The column with the name of the function that is tested; `check(candidate)`, where the tests
+    define it, is called with it. The tests then take nothing else from the answer."""
 
     prompt_code: str | None = None
     """The column with the code that an answer may go on from (a signature, helpers, imports);

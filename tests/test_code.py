@@ -11,6 +11,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,9 @@ class Object:
 
 abs = isinstance = all = int = lambda *args: True
 
+class math:
+    isclose = abs
+
 def f():
     return Number(7)
 
@@ -271,6 +275,7 @@ def h():
         "assert f() == 42",
         "assert 42 == f()",
         "assert abs(f() - 42) < 1e-6",
+        "assert math.isclose(f(), 42)",
         "assert f() in (41, 42)",
         "assert g() == 42",
         "assert 42 == g()",
@@ -405,6 +410,7 @@ VALUES = "(None, True, 2**5000, -0.5, float('inf'), 'ü\\n', b'a', [1, {2}], {(1
         "assert list(count(3)) == [0, 1, 2] and next(count(1)) == 0 and sum(count(4)) == 6",
         "assert counts == {'a': 2, 'b': 1} and counts['a'] == 2",
         "items = many\nassert len(items) == 3 and items[1] == 2 and 3 in items and items",
+        "assert (str(many), repr(many)) == ('deque([1, 2, 3])', 'deque([1, 2, 3])')",
         "try:\n    fails()\nexcept ValueError as error:\n    assert str(error) == 'no'",
         "try:\n    same(lambda: 0)\nexcept TypeError as what:\n    assert 'function' in str(what)",
     ],
@@ -481,6 +487,14 @@ def test_an_answer_is_a_block_the_text_or_what_the_prompt_goes_on_with(answer: s
 
 
 @needs_sandbox
+def test_with_an_entry_point_the_tests_take_nothing_else_from_the_answer() -> None:
+    answer = "def sum(x):\n    return x\n\n\ndef close(x, y):\n    return True"
+    tests = ["assert sum(41) == 42", "assert close(sum(41), 42)", "assert sum(42) == 42"]
+    found = score(shelved(entry_point="name"), answer, test=[tests], name=["sum"])
+    assert found == [{"score": 0, "passed_share": 1 / 3, "timed_out": 0}]
+
+
+@needs_sandbox
 def test_what_is_missing_is_a_sentence() -> None:
     with pytest.raises(StageFailed, match='no column "test", only gold, prompt'):
         score(shelved(), "x", gold=["1"])
@@ -488,29 +502,30 @@ def test_what_is_missing_is_a_sentence() -> None:
         score(shelved(), "x", test=["def check(candidate):\n    assert candidate() == 1"])
 
 
-def test_without_bubblewrap_it_refuses_and_nothing_takes_its_place(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def probed_anew() -> Iterator[None]:
     sandbox._unable.cache_clear()
-    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    yield
+    sandbox._unable.cache_clear()
+
+
+def test_without_bubblewrap_it_refuses_and_nothing_takes_its_place(
+    probed_anew: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ValueError, match="there is no bwrap here: install the package"):
         shelved()
-    monkeypatch.undo()
-    sandbox._unable.cache_clear()
 
 
 def test_a_bubblewrap_that_cannot_make_a_sandbox_is_refused_in_its_own_words(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    probed_anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fake = tmp_path / "bwrap"
     fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
     fake.chmod(0o755)
-    sandbox._unable.cache_clear()
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(ValueError, match="did not start: bwrap: No permissions to create"):
         shelved()
-    monkeypatch.undo()
-    sandbox._unable.cache_clear()
 
 
 def test_without_a_sandbox_only_where_the_recipe_says_so() -> None:
