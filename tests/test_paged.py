@@ -127,7 +127,9 @@ def test_the_pages_are_as_many_as_the_rows_need(
 def test_a_stage_draws_the_same_under_either_engine(
     tiny_model: Path, tmp_path: Path, write_rows: Any
 ) -> None:
-    given = Model(tiny_model, spec={"base": {"path": str(tiny_model)}, "adapter": False})
+    given = Model(
+        tiny_model, spec={"base": {"path": str(tiny_model)}, "quantization": None, "adapter": False}
+    )
     source = Source(path=str(write_rows("p.jsonl", [{"prompt": f"Say {i}"} for i in range(5)])))
     found = []
     for engine in ("generate", "paged"):
