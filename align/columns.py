@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-ROWS = 128
-"""Answers decoded at once on a CPU."""
+from align.decoding import ROWS
 
 MOST = 512
 """Answers decoded at once on a GPU, where its memory holds them."""

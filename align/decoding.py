@@ -22,6 +22,9 @@ OPTIONS: dict[str, Any] = {
 `transformers` applies `top_k=50` to every sample unless told otherwise; we apply nothing.
 """
 
+ROWS = 128
+"""Answers decoded at once on a CPU; on a GPU as many as its memory holds (columns.py)."""
+
 Generation = Annotated[
     dict[str, Any],
     Library(

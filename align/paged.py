@@ -25,7 +25,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from transformers.generation.continuous_batching.requests import FutureRequestState
 
 from align import columns, noise
-from align.decoding import OPTIONS
+from align.decoding import OPTIONS, ROWS
 from align.errors import StageFailed
 from align.generate import Completion, completion, context, stop_ids
 
@@ -121,7 +121,7 @@ def generate(
     if not fit:
         return
     longest = max(map(len, (prompts[i] for i in fit))) + options["max_new_tokens"]
-    most = columns.ROWS if model.device.type == "cpu" else columns.MOST
+    most = ROWS if model.device.type == "cpu" else columns.MOST
     rows = min(rows or most, n * len(fit))
     requests = [(i, k) for i in fit for k in range(n)]
     answers = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from align import launch, recipe, records
 from align.artifacts import Model, RewardModel
+from align.decoding import ROWS
 from align.errors import RecipeError, StageFailed
 from align.estimate import totals
 from align.estimate.anatomy import Anatomy, anatomy
@@ -108,7 +109,7 @@ def _changes(planned: Planned, memory: float) -> Iterator[Change]:
     """Changes to try, in order."""
     use, what = planned.record["use"], planned.stage
     if use in ("sample", "evaluate"):
-        rows: int = what.rows  # type: ignore[attr-defined]
+        rows: int = what.rows or ROWS  # type: ignore[attr-defined]
         yield from ({"rows": rows >> halved} for halved in range(1, rows.bit_length()))
     if use not in totals.CONFIGS:
         return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from align import adapters, decoding, launch, records
 from align.artifacts import Model, RewardModel, Samples
+from align.decoding import ROWS
 from align.estimate import memory, steps
 from align.estimate.anatomy import Anatomy, anatomy, configured
 from align.estimate.memory import GIB, Parts
@@ -99,7 +100,7 @@ def _memory(what: Any, use: str) -> Parts:
             found.append(_scoring(made, _length(what, use, made.shape)))
         return max(found, key=_sum)
     if use == "sample":
-        found = [_drawing(what.model, what.rows, d.n, d.generation) for d in what.drawn()]
+        found = [_drawing(what.model, what.rows or ROWS, d.n, d.generation) for d in what.drawn()]
         return max(found, key=_sum)
     if use == "score":
         length = PROMPT + _longest(what.samples)

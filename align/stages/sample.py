@@ -25,10 +25,10 @@ SHARD = 1024
 class Sample(Stage):
     """`n` answers to every prompt.
 
-    With the engine `generate` an answer depends on the seed, the prompt's id and the answer's index
-    only: in fp32 it is the same in any batch, order, number of shards or workers, and with a larger
-    `n` the first ones stay. In bf16 the same `rows` and `shard` give the same answers. What each
-    engine promises, and what drew the answers, is in the artifact's `metrics.json`.
+    In fp32 an answer depends on the seed, the prompt's id and the answer's index only: it is the
+    same in any batch, order, number of shards or workers, and with a larger `n` the first ones
+    stay. In bf16 the same `rows` and `shard` give the same answers with the engine `generate`. A
+    server promises nothing. What drew, and what it promises, is in the artifact's `metrics.json`.
     """
 
     model: Model
@@ -56,8 +56,9 @@ class Sample(Stage):
     """What generates: `generate`, in this process; `paged`, in this process with shared pages of
     prompts; or the URL of a server. `generate` on a CPU and `paged` on a GPU unless set."""
 
-    rows: int = Field(128, ge=1, exclude=True)
-    """Answers decoded at once: as many as fit the memory, if a GPU is to be busy."""
+    rows: int | None = Field(None, ge=1, exclude=True)
+    """Answers decoded at once by a process. Unless set 128 on a CPU, and on a GPU as many as fit
+    its memory."""
 
     shard: int | None = Field(None, ge=1, exclude=True)
     """Prompts per shard: what a kill can lose. About 1,024 answers unless set."""
