@@ -223,7 +223,5 @@ def words(found: dict[str, Any]) -> list[str]:
         f"beats a single answer {found['win_rate_bound']:.0%} of the time at most."
     )
     if found["fewer"]:
-        said.append(
-            f"{found['fewer']:,} prompts have fewer than {n} answers: not in these numbers."
-        )
+        said.append(f"Left out, for they have fewer than {n} answers: {found['fewer']:,} prompts.")
     return said

@@ -16,7 +16,7 @@ import pytest
 from align import recipe, runner
 from align.artifacts import Rows
 
-PROMPTS, N = 4000, 8
+PROMPTS, N = 2000, 8
 
 STAGE = """
 from typing import Literal

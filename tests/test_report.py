@@ -231,6 +231,47 @@ def test_the_page_shows_curves_drops_and_lineage_and_escapes_data(plan: Plan) ->
     assert "nan" not in html.lower()
 
 
+def test_rejection_sampling_is_told_in_words_and_drawn_with_its_interval(plan: Plan) -> None:
+    _, html = written(plan)
+    for words in (
+        "Choosing gains +0.800 [+0.700, +0.900] of the reward&#x27;s own score over a random pick",
+        "the best of 4 is 0.900, one 0.100 (means over 300 prompts)",
+        "4 answers give 100% of that gain. The last doubling, from 2 to 4, gave 38% of it: more "
+        "answers would help.",
+        "For 2.0% of the prompts all answers score the same.",
+        "score and length correlate at 0.40; kept answers have 14.0 tokens, all 10.0.",
+        "departs from the model by 0.64 nats at most, and beats a single answer 80% of the time",
+        "Left out, for they have fewer than 4 answers: 2 prompts.",
+        "<polygon",
+        "mean of the best",
+    ):
+        assert words in html, words
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"zero_or_one": True}, "pass@4 is 0.900, pass@1 0.100"),
+        ({"enough": 3, "last_doubling": 0.05}, "would help little"),
+        ({"enough": 3}, ">3 are enough<"),
+        ({"gain_low": None, "gain_high": None}, "Choosing gains +0.800 [?]"),
+        ({"n": 1, "best_of": [0.1], "best_of_low": [0.0], "best_of_high": [0.2]}, "Sample more."),
+    ],
+)
+def test_what_choosing_is_worth_is_told_as_it_is(
+    more: dict[str, Any], words: str, plan: Plan
+) -> None:
+    path = plan.stages["best"].artifact.path / "metrics.json"
+    path.write_text(json.dumps(WORTH | more))
+    assert words in written(plan)[1]
+
+
+def test_an_artifact_of_an_earlier_version_is_left_out_of_the_section(plan: Plan) -> None:
+    path = plan.stages["best"].artifact.path / "metrics.json"
+    path.write_text(json.dumps({"best_of": [0.1, 0.9], "mean": 0.1, "gain": 0.8, "kept": 0.9}))
+    assert "Rejection sampling" not in written(plan)[1]
+
+
 def test_an_interval_that_is_not_known_and_values_that_are_equal_are_drawn(plan: Plan) -> None:
     path = plan.stages["evaluate"].artifact.path / "report.json"
     lonely = [score("sft", "one", "right", 0.5, ci_low=None, ci_high=None, n=1)]

@@ -291,7 +291,7 @@ def test_the_curve_is_the_unbiased_expected_best_of_k(store: Any, run: Any) -> N
     assert metrics["gain"] == pytest.approx(0.75) and metrics["equal"] == 0.5
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("noise", [0.5, 2.0])
 def test_a_noisy_judge_gains_what_the_closed_form_says(
     store: Any, run: Any, tmp_path: Path, noise: float
 ) -> None:
