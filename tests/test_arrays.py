@@ -57,9 +57,7 @@ def until(true: Callable[[], Any]) -> None:
 
 def test_an_array_makes_the_same_bytes(project: Path, expected: dict[str, bytes]) -> None:
     stage, out = shout(project, TEXTS, workers=workers(3))
-    begun = time.monotonic()
     stage.run(out)
-    print(time.monotonic() - begun)
     assert content(out) == expected
     assert out.counts["shouted"]["n"] == len(TEXTS)
 
