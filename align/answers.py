@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-_PHRASE = r"\b(?:answer|solution|result)\b(?:\s+\w+){0,3}?\s*(?::|=|\b(?:is|was|be|equals)\b:?)"
+_PHRASE = r"\banswer\b(?:\s+\w+){0,3}?\s*(?::|=|\b(?:is|was|be|equals)\b:?)"
 """How an answer is announced in words."""
 
 # -- numbers -------------------------------------------------------------------------------------
@@ -20,7 +20,12 @@ _NUMBER = re.compile(
     rf"(?<![A-Za-z_^\d])(?<!\d\.)(?:(?<![\w)\]])(-))?"
     rf"(?:(\d+)\s+(?={_PLAIN}\s*/))?({_PLAIN})(?:\s*/\s*({_PLAIN}))?"
 )
-_SENTENCE = re.compile(r"(?:[^\n.]|\.(?=\d)){0,200}")
+_ANSWERED = re.compile(
+    rf"{_PHRASE}[\s*_$€£(\\]*(?:(?:about|approximately|exactly|[a-z]\s*=)\s*)?"
+    r"(?=-?[$€£]?\.?\d)(?=((?:[^\n.]|\.(?=\d)){0,200}))",
+    re.IGNORECASE,
+)
+"""It comes at once: "Answer: she has 3, and …" is only the beginning of one."""
 
 
 def number(text: str) -> float | None:
@@ -30,15 +35,13 @@ def number(text: str) -> float | None:
     """
     text = re.sub(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r" \1/\2", text)
     text = re.sub(r"[-−]\s?\\?[$€£]?(?=[\d.])", "-", text).replace("{,}", ",").replace("\\,", "")
-    for marked in (boxed(text), _after("####", text)):
+    for marked in (boxed(text), _hashed(text, r"-?[$€£]?(?!\d+[.)]\s)\.?\d")):
         if marked is not None and (found := _numbers(marked)):
             return found[-1]
-    for phrase in reversed(list(re.finditer(_PHRASE, text, re.IGNORECASE))):
-        said = _SENTENCE.match(text, phrase.end())
-        assert said is not None
-        for part in (said.group().partition("(")[0], said.group()):
-            if found := _numbers(part.rpartition("=")[2]):
-                return found[0]
+    for said in reversed(_ANSWERED.findall(text)):
+        beginning = said.partition("(")[0]
+        if "=" not in beginning and (found := _numbers(beginning)):
+            return found[0]
     found = _numbers(text)
     return found[-1] if found else None
 
@@ -69,9 +72,10 @@ def boxed(text: str) -> str | None:
     return found
 
 
-def _after(mark: str, text: str) -> str | None:
-    _, found, rest = text.rpartition(mark)
-    return rest.strip().partition("\n")[0] if found else None
+def _hashed(text: str, begin: str) -> str | None:
+    """What follows the last `####` with this beginning: others are headings of Markdown."""
+    found = re.findall(rf"####\s*({begin}.*)", text)
+    return found[-1] if found else None
 
 
 # -- letters -------------------------------------------------------------------------------------
@@ -100,7 +104,7 @@ def letter(text: str) -> str | None:
 
     Where nothing says which, it is the one option a line begins with, else the last of them.
     """
-    for marked in (boxed(text), _after("####", text)):
+    for marked in (boxed(text), _hashed(text, r"\(?[A-J]\)?(?=\W*$)")):
         if marked is not None and (found := _ALONE.findall(_MARKUP.sub("", marked))):
             return str(found[-1])
     plain = _MARKUP.sub("", text)

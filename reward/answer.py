@@ -13,7 +13,7 @@ class Answer(Reward):
     r"""1 where the final answer is that of a column, else 0; None where the column is empty.
 
     The final answer is what is boxed (`\boxed{…}`), else what follows `####`, else what follows
-    "the answer is", else the last; the column's is found in the same way.
+    "answer is" or "answer:" at once, else the last; the column's is found in the same way.
 
     * `number`: as a value: `$1,000.00` is `1000`, `3/4` is `0.75`, and `50%` is `50`.
     * `letter`: one of A to J: `(B)`, `**B**`, `B) because A …`, `I choose option B`.

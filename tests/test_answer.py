@@ -60,7 +60,12 @@ def test_a_number_is_a_value_however_it_is_written(text: str, value: float | Non
     [
         ("3 eggs, then 4: 7.", 7),
         ("The answer is 42. I needed 3 steps.", 42),
-        ("The answer is 3 + 4 = 7 (2 numbers).", 7),
+        ("The answer is 3 + 4 = 7.", 7),
+        ("Answer: She sells 9 of 16 eggs. At $2 she makes 9 * 2 = 18", 18),
+        ("Answer: 16 - 3 - 4 = 9 eggs. At $2 she makes 9 * 2 = 18", 18),
+        ("Solution: She has 3 and buys 4. So 7", 7),
+        ("#### Step 3: add\n12 + 6 = 18", 18),
+        ("#### 2. Add\n12 + 6 = 18", 18),
         ("The final answer is: **18 dollars** for 2 days", 18),
         ("Answer: 18 (16-3-4=9, 9*2)", 18),
         ("The answer was 5, but I erred. The answer is 6, by 1 more.", 6),
