@@ -98,8 +98,9 @@ class Screen:
 def in_words(state: dict[str, Any]) -> str:
     """What `Out.progress` wrote, in words: `1,200/8,000 answers, 5,310 tokens/s, 3 min left`."""
     parts = [f"{_number(state['done'])}/{_number(state['total'])} {state['unit']}", state["note"]]
-    if state["left"] is not None and state["done"] < state["total"]:
-        parts.append(f"{_short(state['left'])} left")
+    left = state.get("left")  # not there in what an earlier version wrote
+    if left is not None and state["done"] < state["total"]:
+        parts.append(f"{_short(left)} left")
     return ", ".join(filter(None, parts))
 
 
