@@ -271,6 +271,19 @@ def test_the_noise_is_exponential_and_independent_over_rows_positions_and_tokens
         assert abs(np.corrcoef(u.ravel(), other.ravel())[0, 1]) < 4 / np.sqrt(u.size)
 
 
+@pytest.mark.parametrize("vocabulary", [512, 128256])
+def test_a_rows_draw_does_not_depend_on_the_rows_beside_it(vocabulary: int) -> None:
+    """Whatever rows share a block of noise, at the vocabularies of stories260K and Llama 3."""
+    torch.manual_seed(0)
+    logits, stops = torch.randn(7, vocabulary) * 3, torch.tensor([2])
+    key, step = torch.tensor([row_seed(0, "x", k) for k in range(7)]), torch.arange(7) * 5
+    together = draw_tokens(logits.clone(), key, step, OPTIONS, stops)
+    order = torch.tensor([4, 0, 6])
+    some = draw_tokens(logits[order], key[order], step[order], OPTIONS, stops)
+    assert [part.tolist() for part in some] == [part[order].tolist() for part in together]
+    assert len(set(together[0].tolist())) > 4
+
+
 def test_the_log_probability_of_a_draw_is_that_of_the_model(
     model: Any, tokenizer: Any, prompts: Any
 ) -> None:
