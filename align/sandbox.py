@@ -125,11 +125,11 @@ def _unable() -> str | None:
         return f"The sandbox knows the machines {', '.join(seccomp.MACHINES)} only. {unsafe}"
     code = "import math, os\ndef alone():\n try: os.fork()\n except OSError: return True"
     try:
-        verdict = run(Check(code, ("assert alone()",)), seconds=10.0, memory=1 << 29)
+        verdict = run(Check(code, ("assert alone()",)), seconds=START, memory=1 << 29)
     except StageFailed as failure:
         return f"{failure} {unsafe}"
     if verdict is None or not verdict.passed:
-        return f"bubblewrap's limits do not hold here: a process could start another. {unsafe}"
+        return f"bubblewrap's limits do not hold here: a program could start another. {unsafe}"
     return None
 
 

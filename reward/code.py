@@ -125,7 +125,8 @@ def check(
 
 def _code(said: str, entry_point: str | None, prompt_code: str | None) -> str:
     """The code of an answer, as it follows the prompt's."""
-    defines = re.compile(rf"^(async\s+)?(def|class)\s+{entry_point or ''}\b", re.MULTILINE)
+    name = re.escape(entry_point or "")
+    defines = re.compile(rf"^(async\s+)?(def|class)\s+{name}\b", re.MULTILINE)
     blocks = [code for language, code in BLOCK.findall(said) if language.lower() in PYTHON]
     if blocks:
         said = next((code for code in reversed(blocks) if defines.search(code)), blocks[-1])

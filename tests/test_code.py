@@ -442,6 +442,27 @@ def test_values_are_copied_and_objects_stay_with_the_answer(test: str) -> None:
 
 
 @needs_sandbox
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "I don't know.",
+        "def f(:",
+        "\ud800\x00",
+        "(" * 100_000,
+        "def f():\n    return f()",
+        "def f():\n    x = []\n    x.append(x)\n    return x",
+        "def f():\n    x = 42\n    for _ in range(100_000):\n        x = [x]\n    return x",
+        "def f():\n    return '4' * 10**8",
+        "def f():\n    return int(input())",
+    ],
+    ids=range(10),
+)
+def test_a_broken_answer_is_wrong_and_no_error(answer: str) -> None:
+    assert judged(answer) == {"score": 0, "passed_share": 0, "timed_out": 0}
+
+
+@needs_sandbox
 def test_the_share_counts_asserts_that_hold_and_every_one_is_asked() -> None:
     answer = "def f(x):\n    return [1, 2][x]"
     tests = ["assert f(0) == 1", "assert f(5) == 1", "assert f(1) == 3", "assert f(1) == 2"]
