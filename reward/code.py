@@ -24,7 +24,7 @@ class Code(Reward):
     """1 where an answer's Python passes all of its tests, else 0; None where there are no asserts.
 
     The detail `passed_share` is the share of the asserts that held, `timed_out` whether the time
-    was over. The answer's code is its last block between ``` that defines a function, or all of its
+    was over. The answer's code is its last fenced block that defines a function, or all of its
     text. HumanEval: `{tests: test, entry_point: entry_point, prompt_code: prompt}`; MBPP:
     `{tests: test_list}`.
 
