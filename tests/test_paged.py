@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 
@@ -143,3 +144,22 @@ def test_a_stage_draws_the_same_under_either_engine(
         about = json.loads((out.path / "metrics.json").read_text())
         assert about["same_draw"]
     assert found[0] == found[1]
+
+
+def test_an_adapter_that_is_not_folded_in_is_used(
+    tiny_model: Path, tokenizer: Any, prompts: Any
+) -> None:
+    """As it is on a GPU, in bfloat16 or above a quantized base."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    adapted = get_peft_model(base, config).eval()
+    how: dict[str, Any] = {"n": 2, "generation": {"max_new_tokens": 10}}
+    expected = dict(generate.generate(adapted, tokenizer, prompts, IDS, **how))
+    found = dict(paged.generate(adapted, tokenizer, prompts, IDS, **how))
+    with adapted.disable_adapter():
+        without = dict(paged.generate(adapted, tokenizer, prompts, IDS, **how))
+    tokens = [
+        [a.token_ids for i in range(10) for a in some[i]] for some in (expected, found, without)
+    ]
+    assert tokens[0] == tokens[1] != tokens[2]
