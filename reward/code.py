@@ -5,14 +5,14 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from align import sandbox
 from align.errors import StageFailed
 from align.rewards import text
-from align.sandbox import Check, Kind, Verdict
+from align.sandbox import Check, Verdict
 from align.settings import Dialog, Reward
 
 BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
@@ -57,7 +57,7 @@ class Code(Reward):
     memory: int = Field(512, ge=64)
     """MiB for the answer, and as much for its tests."""
 
-    sandbox: Kind = "bubblewrap"
+    sandbox: Literal["bubblewrap", "unsafe-subprocess"] = "bubblewrap"
     """`unsafe-subprocess` is no sandbox: generated code then runs as you, with limits of time and
     memory. Where bubblewrap cannot run, nothing else is taken in its place."""
 
