@@ -135,7 +135,7 @@ def _candidates(row: Row, width: int) -> Iterator[str]:
     yield from _dialog(row["prompt"], width)
     if not (answers := sorted(row["completions"], key=_best_first)):
         return
-    members = list(answers[0].get("scores", ()))
+    members = [m for m in answers[0].get("scores", ()) if width == WHOLE or "." not in m]
     if len(members) == 1 and all(a.get("score") == a["scores"].get(members[0]) for a in answers):
         members = []  # the score says it
     draws = any("draw" in answer for answer in answers)

@@ -103,6 +103,13 @@ def test_members_and_draws_have_columns_and_long_texts_are_cut_to_the_terminal(
     assert len(line) == 80 and line.endswith("x…")
 
 
+def test_details_of_a_reward_are_shown_of_one_row_only(view: Lines) -> None:
+    numbers = {"length": 1.0, "length.words": 7.0, "model": 2.0}
+    made("score", [asked("a", answer(0, "Red", **rated(3.0, **numbers)))])
+    assert "length.words" not in view("score")[-2]
+    assert "length.words" in view("score", "--id", "a")[-2]
+
+
 def test_answers_that_only_some_rewards_have_seen_show_what_is_there(view: Lines) -> None:
     seen = [answer(0, "Red", scores={"model": 0.5}), {**answer(1, "Blue"), "logprob": None}]
     made("score", [asked("a", {**seen[1], "scores": {"model": None}}, seen[0])], partial=True)
