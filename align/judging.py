@@ -78,6 +78,9 @@ class Judge:
         self._by_schema = True
         """Whether the server takes a schema for its answers."""
 
+        self.refusal = ""
+        """What the server said when it last refused a question."""
+
     def verdicts(self, dialogs: Sequence[Dialog]) -> list[Any]:
         """One verdict a dialog; None where the judge gave none, or the dialog was refused.
 
@@ -104,7 +107,8 @@ class Judge:
             if self.form.read(said) is None:
                 answer = {"role": "assistant", "content": said}
                 said = await self._said(client, [*dialog, answer, _user(AGAIN)])
-        except Refused:
+        except Refused as refusal:
+            self.refusal = str(refusal)
             return None
         verdict = self.form.read(said)
         if verdict is not None:

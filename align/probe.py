@@ -57,9 +57,9 @@ def check(served: Served, model: Model) -> dict[str, Any]:
         facts["probe_apart_from_base"] = round(base, 4)
         if base < apart:
             raise StageFailed(
-                f"{served.endpoint.url} answers as the base and not as its adapter {served.name}: "
-                f"{base:.3g} {unit} from the one and {apart:.3g} from the other. Look at how the "
-                "server loads it."
+                f'{served.endpoint.url} answers to "{served.name}" as the base does, and not as '
+                f"its adapter {model.key}: {base:.3g} {unit} from the one and {apart:.3g} from the "
+                "other. Look at how the adapter is served."
             )
     del network
     gc.collect()

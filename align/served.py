@@ -132,6 +132,9 @@ class Served:
     async def _answers(self, client: Client, notes: _Notes, asked: Request) -> list[Completion]:
         """One prompt's answers: those that are known, and the missing until none is."""
         known = notes.answers.setdefault(asked.id, {})
+        if len(asked.prompt) >= self.context:
+            self._refuse(notes, asked.id, f"{len(asked.prompt)} of {self.context} tokens")
+            return []
         idle = 0
         while missing := [k for k in asked.wanted if k not in known]:
             groups = [missing] if self.at_once else [[k] for k in missing]
@@ -173,7 +176,7 @@ class Served:
 
     def _body(self, asked: Request, group: list[int]) -> Options:
         options, room = asked.options, self.context - len(asked.prompt)
-        options = options | {"max_new_tokens": max(1, min(options["max_new_tokens"], room))}
+        options = options | {"max_new_tokens": min(options["max_new_tokens"], room)}
         body = {
             "model": self.name,
             "n": len(group),

@@ -93,6 +93,7 @@ class Judge(Server, Reward):
     """A directory for verdicts, which may be deleted."""
 
     _checked: bool = PrivateAttr(False)
+    _asked: judging.Judge | None = PrivateAttr(None)
 
     @pydantic.field_validator("scale")
     @classmethod
@@ -137,9 +138,11 @@ class Judge(Server, Reward):
             good, *marks = [one["score"] for one in wins]
             bar = 0.5
         if good is None:
+            refusal = self._asked.refusal if self._asked else ""
+            why = f"{self.url} refuses to be asked: {refusal}" if refusal else "none can be read"
             raise StageFailed(
-                f"reward/judge.py: {self.model} gives no verdict that can be read, not even on a "
-                "plain answer. Take a larger model, or a server that takes a JSON schema."
+                f"reward/judge.py: {self.model} gives no verdict, not even on a plain answer: "
+                f"{why}. Take a larger model, or a server that takes a JSON schema."
             )
         for canary, mark in zip(CANARIES, marks, strict=True):
             if mark is not None and mark > bar:
@@ -189,7 +192,9 @@ class Judge(Server, Reward):
         return scores
 
     def _judge(self, form: judging.Form) -> judging.Judge:
-        return judging.Judge(self, self.model, form, Path(self.cache))
+        if self._asked is None:
+            self._asked = judging.Judge(self, self.model, form, Path(self.cache))
+        return self._asked
 
 
 def _dialog(asked: str, fence: str, **parts: str) -> Dialog:

@@ -185,12 +185,16 @@ def test_what_is_left_behind_is_ended(
 
 
 def test_answers_are_no_longer_than_what_the_server_can_read(
-    ask: Ask, fake: Fake, tokenizer: Any, model: Model
+    ask: Ask, fake: Fake, out: Out
 ) -> None:
     fake.context = 200
     ask(generation={"max_new_tokens": 500})
     for asked in fake.asked[1:]:
         assert asked["max_tokens"] == 200 - len(asked["prompt"])
+    fake.context = max(len(asked["prompt"]) for asked in fake.asked)
+    fake.asked = []
+    assert not ask()[5] and len(fake.asked) == 1 + 5
+    assert "tokens" in out.counts["dropped.refused"]["examples"][0]["said"]
 
 
 def test_a_sample_stage_draws_from_a_server_and_goes_on_after_a_kill(
@@ -402,7 +406,7 @@ def test_a_server_that_leaves_the_adapter_out_is_found_out(
     adapter = Model(tmp_path / "adapter", spec=spec)
     fake.names = [str(tmp_path / "adapter")]
     asked = Endpoint(url=fake.url, probe="local")
-    with pytest.raises(StageFailed, match="answers as the base and not as its adapter"):
+    with pytest.raises(StageFailed, match="as the base does, and not as its adapter"):
         asked.open(adapter, tokenizer, 256, out)
     fake.draw = draws(adapted.eval(), tokenizer)
     facts = asked.open(adapter, tokenizer, 256, out).facts

@@ -187,7 +187,9 @@ def test_a_judge_that_forgets_the_form_is_reminded_and_then_gives_no_score(
 @pytest.mark.parametrize("mark", ["true", '"9"', "9.5", "null", "[9]", "0", "11"])
 def test_only_a_whole_number_of_the_scale_is_a_mark(score: Score, fake: Fake, mark: str) -> None:
     fake.say = lambda body, k: f'{{"reason": "", "mark": {mark}}}'
-    with pytest.raises(StageFailed, match="gives no verdict that can be read"):
+    with pytest.raises(
+        StageFailed, match="gives no verdict, not even on a plain answer: none can be read"
+    ):
         score()
 
 
@@ -200,6 +202,12 @@ def test_a_server_that_takes_no_schema_is_asked_without(score: Score, fake: Fake
 def test_an_answer_that_is_too_long_for_the_judge_has_no_score(score: Score, fake: Fake) -> None:
     fake.longest = 5000
     assert score(["It is 4.", "6 " * 4000]) == [{"score": 9}, {"score": None}]
+
+
+def test_a_judge_that_refuses_even_a_plain_question_says_why(score: Score, fake: Fake) -> None:
+    fake.longest = 100
+    with pytest.raises(StageFailed, match="refuses to be asked: .* are too many"):
+        score()
 
 
 def test_a_judge_that_is_down_is_one_sentence(
