@@ -72,7 +72,8 @@ class Conversations(Rows):
 
 
 class Preferences(Rows):
-    """Rows of `id`, `prompt`, `chosen`, `rejected` (dialogs), optional `margin`.
+    """Rows of `id`, `prompt`, `chosen`, `rejected` (dialogs), optional `margin`, `chosen_score`,
+    `rejected_score`, and `also_rejected`: a list of more rejected answers.
 
     Or `prompt`, `ranked`: a list of more than two answers (dialogs), best first.
     """

@@ -97,7 +97,7 @@ class Asked:
         """What the model says to every item, in order; `progress` is called with items done.
 
         By the task's `ask`: `text`, `finish`; `options` (log-likelihoods); `loglik`, `tokens`;
-        `chosen`, `rejected` (scores).
+        `chosen`, `rejected` (scores; a list of them where several are rejected).
         """
         how: dict[str, Any] = {"ask": task.ask}
         if task.ask == "answer":
@@ -179,20 +179,23 @@ class Asked:
         network, tokenizer = self._network()
         for at in range(0, len(items), 256):
             part = items[at : at + 256]
-            prompts = [item["prompt"] for item in part] * 2
-            answers = [_dialog(item[side]) for side in ("chosen", "rejected") for item in part]
-            tools = [item.get("tools") for item in part] * 2
-            found = scores.dialogs(network, tokenizer, prompts, answers, tools)
-            for item, one, other in zip(part, found, found[len(part) :], strict=False):
-                if one is None or other is None:
+            asked: dict[str, tuple[Dialog, Dialog, Any]] = {}  # a ranking's pairs share answers
+            for item in part:
+                for answer in answers(item):
+                    asked[_shown(item, answer)] = item["prompt"], answer, item.get("tools")
+            values = scores.dialogs(network, tokenizer, *zip(*asked.values(), strict=True))
+            found = dict(zip(asked, values, strict=True))
+            said: dict[int, Said] = {}
+            for i, item in enumerate(part):
+                chosen, *rejected = (found[_shown(item, answer)] for answer in answers(item))
+                if None in (chosen, *rejected):
                     raise StageFailed(
                         f"Item {item['id']} is longer than the context of {self.model.key}. "
                         "Leave it out of the data."
                     )
-            yield {
-                at + i: {"chosen": found[i], "rejected": found[len(part) + i]}
-                for i in range(len(part))
-            }
+                several = len(rejected) > 1
+                said[at + i] = {"chosen": chosen, "rejected": rejected if several else rejected[0]}
+            yield said
 
 
 def _key(item: Item, how: dict[str, Any]) -> str:
@@ -201,6 +204,17 @@ def _key(item: Item, how: dict[str, Any]) -> str:
     content = {name: item[name] for name in shown if name in item}
     text = json.dumps([how, content], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def answers(item: Item) -> list[Dialog]:
+    """The chosen answer and the rejected ones, of which an item has one or a list."""
+    rejected = item["rejected"]
+    one = isinstance(rejected, str) or isinstance(rejected[0], dict)
+    return [_dialog(item["chosen"]), *map(_dialog, [rejected] if one else rejected)]
+
+
+def _shown(item: Item, answer: Dialog) -> str:
+    return json.dumps([item["prompt"], answer, item.get("tools")], ensure_ascii=False)
 
 
 def _dialog(answer: str | Dialog) -> Dialog:

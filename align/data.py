@@ -339,7 +339,8 @@ def _columns(rows: Iterator[Row], templates: Mapping[str, str], name: str) -> It
         for column, template in templates.items():
             alone = re.fullmatch(r"\{(\w[^{}]*)\}", template)
             try:
-                made[column] = row[alone[1]] if alone else template.format(**texts)
+                one = alone[1] if alone else ""
+                made[column] = row[one] if one in row else template.format(**texts)
             except (KeyError, IndexError, ValueError, AttributeError) as error:
                 raise StageFailed(
                     f'{name}, row {number}: columns.{column} is "{template}", and {error} is no '

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from align import records, rewards, stats
-from align.artifacts import Model
+from align import pairwise, records, rewards, stats
+from align.artifacts import Model, RewardModel
 from align.asking import Asked, Item, Said, identity, name_of, takes
 from align.errors import StageFailed
 from align.out import Out
@@ -36,24 +36,36 @@ class Results:
         self._values: dict[tuple[str, str, str], dict[str, float]] = {}
         """By (model, task, metric): a value per item. Subsets are `task/subset`."""
 
+        self._wholes: dict[tuple[str, str, str], Estimate] = {}
+        """By (model, task, metric): what is a number of all items together and of none alone."""
+
     def add(self, model: Model, task: str, items: list[Item], graded: Sequence[Values]) -> None:
         """A model's numbers of a task, and of each of its subsets; None is left out of them."""
         self._names[identity(model)] = name_of(model)
         for item, values in zip(items, graded, strict=True):
-            subset = item.get("subset")
-            for name in [task] if subset is None else [task, f"{task}/{subset}"]:
+            subsets = item.get("subset") or []
+            subsets = subsets if isinstance(subsets, list) else [subsets]
+            for name in [task, *(f"{task}/{subset}" for subset in subsets)]:
                 for metric, value in values.items():
                     place = self._values.setdefault((identity(model), name, metric), {})
                     if value is not None:
                         place[str(item["id"])] = float(value)
 
+    def add_whole(self, model: Model, task: str, metrics: Mapping[str, Estimate]) -> None:
+        """Numbers of all items of a task together, by name; nan ones are left out."""
+        for metric, value in metrics.items():
+            if math.isfinite(value.mean):
+                self._wholes[identity(model), task, metric] = value
+
     def scores(self) -> list[dict[str, Any]]:
         """The report's `scores`."""
+        means = {
+            at: stats.mean(list(values.values())) for at, values in self._values.items() if values
+        }
         return [
             {"model": self._names[model], "key": model, "task": task, "metric": metric}
-            | numbers("mean", stats.mean(list(values.values())))
-            for (model, task, metric), values in self._values.items()
-            if values
+            | numbers("mean", value)
+            for (model, task, metric), value in [*means.items(), *self._wholes.items()]
         ]
 
     def compare(self, model: Model, against: Model, role: str) -> Iterator[dict[str, Any]]:
@@ -123,6 +135,7 @@ def measure(
     total = sum(len(i) for m in models for _, task, i in named if takes(task, m))
     contents = records.Contents(out.cache.parent)
     results, before = Results(), 0
+    judged: dict[str, list[tuple[RewardModel, list[Said]]]] = {}
     for model in models:
         asked = Asked(model, content(model, contents), out.cache, rows)
         answered = []
@@ -137,6 +150,12 @@ def measure(
             graded = grade(task, items, said)
             results.add(model, name, items, graded)
             _keep(out, name, model, items, said, graded)
+            if isinstance(model, RewardModel):
+                results.add_whole(model, name, pairwise.wholes(items, said))
+                for other, theirs in judged.setdefault(name, []):
+                    found = pairwise.agreement(said, theirs, name_of(other))
+                    results.add_whole(model, name, found)
+                judged[name].append((model, said))
     contents.save()
     return results
 
@@ -195,7 +214,8 @@ def grade(task: Task, items: list[Item], said: list[Said]) -> Sequence[Values]:
 
     `choose`: `accuracy`, and `accuracy_by_length` with likelihoods per byte of the option;
     `likelihood`: `loglik_per_token` (nats; perplexity is exp of minus its mean);
-    `score`: `accuracy` with ties as one half, and the `margin` between the scores.
+    `score`: `accuracy` (a tie shares the point), the `margin` to the best wrong answer, `log_loss`
+    (nats), and `accuracy_at_equal_length` (None where lengths differ by more than a tenth).
 
     Raises:
         StageFailed: a task's `grade` returned another number of results than it got answers.
@@ -212,8 +232,7 @@ def grade(task: Task, items: list[Item], said: list[Said]) -> Sequence[Values]:
         return [_chosen(item, one["options"]) for item, one in zip(items, said, strict=True)]
     if task.ask == "likelihood":
         return [{"loglik_per_token": one["loglik"] / one["tokens"]} for one in said]
-    margins = [one["chosen"] - one["rejected"] for one in said]
-    return [{"accuracy": (m > 0) + (m == 0) / 2, "margin": m} for m in margins]
+    return [pairwise.numbers(item, one) for item, one in zip(items, said, strict=True)]
 
 
 def _chosen(item: Item, logliks: list[float]) -> dict[str, float]:

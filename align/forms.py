@@ -6,6 +6,7 @@
                    response or output
     Preferences    prompt or instruction (+ input), and chosen and rejected, or ranked
                    | chosen and rejected that begin alike, whatever else there is
+                   | prompt, and chosen and rejected that are lists of texts (best of n)
 
 Answers and prompts are texts or dialogs (`role`, `content` or `from`, `value`). A text that begins
 with "\\n\\nHuman:" is a dialog, as in Anthropic's hh-rlhf.
@@ -157,8 +158,11 @@ def _prompt_of_conversation(row: Row) -> Row:
 def _pair(row: Row) -> Row:
     """Answers to a prompt; or whole dialogs, whose shared beginning is the prompt.
 
-    A column `prompt` beside whole dialogs is a text: it may hold the first question only.
+    A column `prompt` beside whole dialogs is a text: it may hold the first question only. Of lists
+    of texts the first chosen one is better than every rejected one, as in RewardBench 2.
     """
+    if isinstance(row["chosen"], list) and isinstance(row["chosen"][0], str):
+        return _set(row)
     answers = {key: dialog(row[key], "assistant") for key in ("chosen", "rejected")}
     whole = all(said and said[0]["role"] != "assistant" for said in answers.values())
     if not whole and ("prompt" in row or "instruction" in row):
@@ -169,8 +173,21 @@ def _pair(row: Row) -> Row:
         shared = min(shared, *(len(answer) - 1 for answer in answers.values()))
         prompt = answers["chosen"][:shared]
         answers = {key: answer[shared:] for key, answer in answers.items()}
-    margin = {"margin": float(row["margin"])} if row.get("margin") is not None else {}
-    return _compared({"prompt": prompt, **answers, **margin, **_tools(row)})
+    numbers = {
+        key: float(row[key])
+        for key in ("margin", "chosen_score", "rejected_score")
+        if row.get(key) is not None
+    }
+    return _compared({"prompt": prompt, **answers, **numbers, **_tools(row)})
+
+
+def _set(row: Row) -> Row:
+    chosen = dialog(row["chosen"][0], "assistant")
+    rejected = [dialog(text, "assistant") for text in row["rejected"]]
+    first, *others = [answer for answer in rejected if answer != chosen] or [chosen]
+    more = {"also_rejected": others} if others else {}
+    answers = {"chosen": chosen, "rejected": first, **more}
+    return _compared({"prompt": _asked(row), **answers, **_tools(row)})
 
 
 def _ranking(row: Row) -> Row:
@@ -190,6 +207,7 @@ def _ranking(row: Row) -> Row:
 
 def _compared(row: Row) -> Row:
     answers = row["ranked"] if "ranked" in row else [row["chosen"], row["rejected"]]
+    answers = answers + row.get("also_rejected", [])
     if not row["prompt"] or row["prompt"][-1]["role"] == "assistant":
         raise Unusable("no_question")
     if any(not answer or answer[0]["role"] != "assistant" for answer in answers):

@@ -45,13 +45,16 @@ Batch = dict[str, Any]
 def comparisons(row: Row) -> Iterator[tuple[Dialog, Dialog]]:
     """(chosen, rejected): the row's pair, or all K (K - 1) / 2 pairs of a ranking of K answers.
 
+    Of a set of one good and several bad answers: the good one with each of them.
+
     Every pair counts once, as if a person had been asked about it: a ranking of three is the three
     Bradley-Terry terms of Llama 3's edited > chosen > rejected (arXiv 2407.21783, 4.1.2).
     """
     if "ranked" in row:
         yield from combinations(row["ranked"], 2)
     else:
-        yield row["chosen"], row["rejected"]
+        for rejected in (row["rejected"], *row.get("also_rejected", ())):
+            yield row["chosen"], rejected
 
 
 def pairs(

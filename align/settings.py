@@ -99,10 +99,11 @@ class Task(Settings):
     * `choose`: the likeliest of `options` (texts that continue `prompt`); `answer` is the right
       option's index;
     * `likelihood`: the mean log-likelihood per token of `completion` after `prompt`;
-    * `score`: a reward model scores `chosen` and `rejected` answers to `prompt`.
+    * `score`: a reward model scores the answers to `prompt`: `chosen`, and `rejected`, one answer
+      or a list of them.
 
-    An item is a dict with a unique `id`, the keys above, and optionally `subset`: every subset is
-    reported beside the whole.
+    An item is a dict with a unique `id`, the keys above, and optionally `subset`, a name or a list
+    of names: every subset is reported beside the whole.
     """
 
     ask: ClassVar[Literal["answer", "choose", "likelihood", "score"]]

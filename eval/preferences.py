@@ -1,6 +1,8 @@
-"""How often a reward model prefers the better of two held-out answers."""
+"""How often a reward model prefers the better of two held-out answers, and how far to trust it."""
 
 from collections.abc import Iterator
+from itertools import combinations, pairwise
+from math import inf
 from typing import Any, ClassVar, Literal
 
 from align.artifacts import Preferences as Pairs
@@ -9,9 +11,16 @@ from align.settings import Task
 
 
 class Preferences(Task):
-    """Accuracy on held-out pairs, a tie counting one half; rankings give all their pairs.
+    """Accuracy on held-out pairs, rankings (all their pairs) or best-of-n sets (the right answer
+    scores highest), a tie sharing the point; in the columns of RewardBench and RewardBench 2.
 
-    A column `subset` is reported by itself, too.
+    Beside it: `log_loss`, `calibration_error` and `temperature` of sigmoid(margin),
+    `accuracy_at_equal_length` of answers within a tenth, `accuracy_of_longer`, `length_correlation`
+    and, of several reward models, their `agreement` and Cohen's `kappa`.
+
+    A column `subset` is reported by itself, too; so is the strength of a preference (a column
+    `margin`, or `chosen_score` less `rejected_score`, or the ranks between two answers), in
+    quarters. Of several chosen answers in a set the first counts.
     """
 
     ask: ClassVar[Literal["score"]] = "score"
@@ -20,11 +29,39 @@ class Preferences(Task):
     """Held-out preferences."""
 
     def items(self) -> Iterator[dict[str, Any]]:
-        """The pairs, in the order of the data."""
-        for row in read(self.data, Pairs, None):
-            answers = row.get("ranked") or [row["chosen"], row["rejected"]]
-            for i, chosen in enumerate(answers):
-                for j, rejected in enumerate(answers[i + 1 :], i + 1):
-                    pair = {**row, "chosen": chosen, "rejected": rejected}
-                    pair.pop("ranked", None)
-                    yield pair if len(answers) == 2 else {**pair, "id": f"{row['id']}/{i}>{j}"}
+        """The pairs and sets, in the order of the data."""
+        found = [item for row in read(self.data, Pairs, None) for item in _items(row)]
+        names = _quarters([item["strength"] for item in found if "strength" in item])
+        for item in found:
+            groups = [item["subset"]] if "subset" in item else []
+            if "strength" in item:
+                groups.append(names[item["strength"]])
+            yield {**item, "subset": groups}
+
+
+def _items(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    shared = {key: row[key] for key in ("id", "prompt", "tools", "subset") if key in row}
+    if "ranked" in row:
+        for (i, better), (j, worse) in combinations(enumerate(row["ranked"]), 2):
+            about = {"id": f"{row['id']}/{i}>{j}", "strength": float(j - i)}
+            yield {**shared, **about, "chosen": better, "rejected": worse}
+        return
+    if "margin" in row:
+        shared["strength"] = row["margin"]
+    elif "chosen_score" in row and "rejected_score" in row:
+        shared["strength"] = float(row["chosen_score"]) - float(row["rejected_score"])
+    others = row.get("also_rejected", [])
+    rejected = [row["rejected"], *others] if others else row["rejected"]
+    yield {**shared, "chosen": row["chosen"], "rejected": rejected}
+
+
+def _quarters(strengths: list[float]) -> dict[float, str]:
+    """What each strength is reported as: itself, of up to four; else the quarter it is in."""
+    ordered, names = sorted(strengths), {}
+    distinct = sorted(set(ordered))
+    edges = {ordered[len(ordered) * k // 4] for k in range(4)} if len(distinct) > 4 else distinct
+    for low, high in pairwise([*sorted(edges), inf]):
+        inside = [value for value in distinct if low <= value < high]
+        last = "" if len(inside) == 1 else f" to {inside[-1]:g}"
+        names |= dict.fromkeys(inside, f"strength {low:g}{last}")
+    return names

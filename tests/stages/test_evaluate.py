@@ -282,7 +282,8 @@ def test_reward_models_are_measured_on_pairs_and_ties_count_one_half(
     from align.evaluation import grade
 
     said = [{"chosen": 1.0, "rejected": 1.0}, {"chosen": 2.0, "rejected": 1.0}]
-    assert [n["accuracy"] for n in grade(pairs, [{}, {}], said)] == [0.5, 1.0]
+    item = {"chosen": "good", "rejected": "bad"}
+    assert [n["accuracy"] for n in grade(pairs, [item, item], said)] == [0.5, 1.0]
 
 
 def test_a_ranking_gives_all_its_pairs(write_rows: Any) -> None:

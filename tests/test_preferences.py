@@ -1,0 +1,216 @@
+"""The task `eval/preferences.py` through the `evaluate` stage: pairs, rankings, best-of-n sets."""
+
+import json
+import math
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from align import pairwise, scores, shelf
+from align.artifacts import RewardModel
+from align.data import Source
+from align.out import Out
+from align.preference import comparisons
+from align.settings import Task
+from align.stages.evaluate import Evaluate
+
+Write = Callable[[str, list[dict[str, Any]]], Path]
+
+needs_data = pytest.mark.skipif(
+    "ALIGN_DATA" not in os.environ, reason="ALIGN_DATA names no folder with real data"
+)
+
+
+@pytest.fixture(scope="module")
+def judges(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[RewardModel]:
+    """Two reward models with random weights and a long context."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        path = tmp_path_factory.mktemp("judges") / f"judge_{seed}"
+        config = AutoConfig.from_pretrained(tiny_model, num_labels=1)
+        config.max_position_embeddings = 16384
+        network = AutoModelForSequenceClassification.from_config(config)
+        network.score.weight.data.mul_(50)
+        network.save_pretrained(path)
+        AutoTokenizer.from_pretrained(tiny_model).save_pretrained(path)
+        judge = RewardModel(path, spec={"base": {"path": str(path)}, "quantization": None})
+        judge.name = path.name
+        found.append(judge)
+    return found
+
+
+def task(source: Any) -> Task:
+    path = shelf.find("eval/preferences.py")
+    assert path is not None
+    made = shelf.load(path, Task)(data=source)
+    assert isinstance(made, Task)
+    return made
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., dict[tuple[str, str, str], dict[str, Any]]]:
+    """Scores of an evaluation by (model, task, metric)."""
+
+    def start(models: list[RewardModel], source: Any) -> Any:
+        out = Out(tmp_path / "runs" / "evaluate", tmp_path / "runs" / ".cache")
+        out.path.mkdir(parents=True, exist_ok=True)
+        Evaluate(models=models, tasks=[task(source)]).run(out)
+        report = json.loads((out.path / "report.json").read_text())
+        return {(s["model"], s["task"], s["metric"]): s for s in report["scores"]}
+
+    return start
+
+
+def test_a_reward_model_is_measured_as_its_own_stage_does(
+    judges: list[RewardModel], run: Any, write_rows: Write
+) -> None:
+    draw = random.Random(0)
+    rows = [
+        {"prompt": f"ask {i}", "chosen": "x" * draw.randrange(1, 60), "rejected": f"no {i}"}
+        for i in range(40)
+    ]
+    found = run(judges, Source(path=str(write_rows("pairs.jsonl", rows))))
+    network, tokenizer = scores.load(judges[0])
+    both = [
+        scores.dialogs(
+            network,
+            tokenizer,
+            [[{"role": "user", "content": row["prompt"]}] for row in rows],
+            [[{"role": "assistant", "content": row[side]}] for row in rows],
+            [None] * len(rows),
+        )
+        for side in ("chosen", "rejected")
+    ]
+    margins = torch.tensor(both[0], dtype=torch.float64) - torch.tensor(both[1])
+    mine = {metric: s for (model, _, metric), s in found.items() if model == "judge_1"}
+    assert mine["accuracy"]["mean"] == pytest.approx(scores.accuracy(margins).item())
+    assert mine["margin"]["mean"] == pytest.approx(margins.mean().item(), abs=1e-5)
+    loss = -torch.nn.functional.logsigmoid(margins).mean().item()
+    assert mine["log_loss"]["mean"] == pytest.approx(loss, abs=1e-5)
+    error = pairwise.calibration_error(margins.numpy())
+    assert mine["calibration_error"]["mean"] == pytest.approx(error, abs=1e-3)
+    longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in rows)
+    ties = sum(len(row["chosen"]) == len(row["rejected"]) for row in rows)
+    assert mine["accuracy_of_longer"]["mean"] == pytest.approx((longer + ties / 2) / 40)
+    assert "agreement_with_judge_2" not in mine
+    agreement = found["judge_2", "preferences", "agreement_with_judge_1"]
+    assert 0 < agreement["ci_low"] < agreement["mean"] < 1 and agreement["n"] == 40
+    assert ("judge_2", "preferences", "kappa_with_judge_1") in found
+
+
+def test_strengths_and_subsets_are_reported_by_themselves(
+    judges: list[RewardModel], run: Any, write_rows: Write
+) -> None:
+    rows = [
+        {"prompt": f"ask {i}", "chosen": f"yes {i}", "rejected": f"no {i}", "subset": "xy"[i % 2]}
+        | {"chosen_score": 5.0, "rejected_score": 5.0 - i % 3}
+        for i in range(12)
+    ]
+    found = run(judges[:1], Source(path=str(write_rows("pairs.jsonl", rows))))
+    counts = {name: s["n"] for (_, name, metric), s in found.items() if metric == "margin"}
+    assert counts == {"preferences": 12, "preferences/x": 6, "preferences/y": 6} | {
+        f"preferences/strength {k}": 4 for k in range(3)
+    }
+
+
+def test_many_strengths_come_in_quarters(write_rows: Write) -> None:
+    rows = [
+        {"prompt": f"ask {i}", "chosen": "yes", "rejected": f"no {i}", "margin": i / 2}
+        for i in range(20)
+    ]
+    items = list(task(Source(path=str(write_rows("pairs.jsonl", rows)))).items())
+    names = [name for item in items for name in item["subset"]]
+    assert sorted(set(names)) == [
+        f"strength {span}" for span in ("0 to 2", "2.5 to 4.5", "5 to 7", "7.5 to 9.5")
+    ]
+    assert {names.count(name) for name in names} == {5}
+
+
+def test_a_best_of_n_set_is_right_where_the_right_answer_is_on_top(
+    judges: list[RewardModel], run: Any, write_rows: Write
+) -> None:
+    """RewardBench 2's columns; with random scores one of four is right by chance."""
+    rows = [
+        {"prompt": f"ask {i}", "chosen": [f"{i} good"], "subset": "Math"}
+        | {"rejected": [f"{i} {word}" for word in ("bad", "worse", "none")]}
+        for i in range(6)
+    ]
+    source = Source(path=str(write_rows("sets.jsonl", rows)))
+    found = run(judges[:1], source)
+    network, tokenizer = scores.load(judges[0])
+    right = 0
+    for row in rows:
+        answers = [*row["chosen"], *row["rejected"]]
+        prompts = [[{"role": "user", "content": row["prompt"]}]] * 4
+        dialogs = [[{"role": "assistant", "content": answer}] for answer in answers]
+        values = scores.dialogs(network, tokenizer, prompts, dialogs, [None] * 4)
+        right += values[0] == max(v for v in values if v is not None)
+    assert found["judge_1", "preferences", "accuracy"]["mean"] == pytest.approx(right / 6)
+    assert found["judge_1", "preferences/Math", "accuracy"]["n"] == 6
+    assert not any(metric == "calibration_error" for _, _, metric in found)
+
+
+def test_a_set_trains_a_reward_model_on_all_its_pairs(write_rows: Write) -> None:
+    from align.artifacts import Preferences
+    from align.data import read
+
+    rows = [{"prompt": "ask", "chosen": ["good"], "rejected": ["bad", "good", "worse"]}]
+    [row] = read(Source(path=str(write_rows("sets.jsonl", rows))), Preferences, None)
+    pairs = [(a[0]["content"], b[0]["content"]) for a, b in comparisons(row)]
+    assert pairs == [("good", "bad"), ("good", "worse")]
+
+
+@needs_data
+def test_real_preferences_by_strength(
+    judges: list[RewardModel], run: Any, write_rows: Write
+) -> None:
+    """UltraFeedback's short pairs: what GPT-4 gave the answers says how sure a preference is."""
+    file = Path(os.environ["ALIGN_DATA"], "ultrafeedback_1k", "train_clean.jsonl")
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    keys = ("prompt", "chosen", "rejected")
+    rows = [row for row in rows if sum(len(row[key]) for key in keys) < 700]
+    usable = sum(row["chosen"] != row["rejected"] for row in rows)
+    source = Source(
+        path=str(write_rows("short.jsonl", rows)),
+        columns={
+            "chosen_score": "{metadata[score_chosen]}",
+            "rejected_score": "{metadata[score_rejected]}",
+        },
+    )
+    found = run(judges[:1], source)
+    main = found["judge_1", "preferences", "accuracy"]
+    assert main["n"] == usable > 50 and 0.2 < main["mean"] < 0.8
+    strengths = [s["n"] for (model, name, metric), s in found.items()
+                 if "strength" in name and (model, metric) == ("judge_1", "accuracy")]  # fmt: skip
+    assert 3 <= len(strengths) <= 4 and sum(strengths) == usable
+    even = found["judge_1", "preferences", "accuracy_at_equal_length"]
+    assert 0 < even["n"] < usable / 2
+    assert math.isfinite(found["judge_1", "preferences", "length_correlation"]["mean"])
+
+
+@needs_data
+def test_real_rankings_by_ranks_apart(
+    judges: list[RewardModel], run: Any, write_rows: Write
+) -> None:
+    """Open Assistant's trees: replies to one message, ranked by people."""
+    trees = Path(os.environ["ALIGN_DATA"], "open_assistant_en100", "en_100_tree.jsonl")
+    rows = []
+    for line in trees.read_text(encoding="utf-8").splitlines():
+        root = json.loads(line)["prompt"]
+        ranked = [one for one in root["replies"] if one.get("rank") is not None]
+        ranked.sort(key=lambda one: one["rank"])
+        if len(ranked) > 2 and max(len(one["text"]) for one in ranked) < 700:
+            rows.append({"prompt": root["text"], "ranked": [one["text"] for one in ranked]})
+    found = run(judges[:1], Source(path=str(write_rows("ranked.jsonl", rows))))
+    pairs = sum(len(row["ranked"]) * (len(row["ranked"]) - 1) // 2 for row in rows)
+    assert found["judge_1", "preferences", "accuracy"]["n"] == pairs > 50
+    next_to = sum(len(row["ranked"]) - 1 for row in rows)
+    assert found["judge_1", "preferences/strength 1", "accuracy"]["n"] == next_to
