@@ -1,6 +1,7 @@
 """The `score` stage: every reward on every answer, in passes, joined and combined."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align import rewards, scoring, shelf
+from align import records, rewards, scoring, shelf
 from align.artifacts import Samples, Scored
 from align.combining import Combine
 from align.errors import StageFailed
 from align.out import Out
 from align.settings import Reward
 from align.stages.score import Score
+from align.workers import Workers
 
 Row = dict[str, Any]
 
@@ -283,3 +285,28 @@ def test_a_detail_of_a_reward_is_found_when_it_is_there(
     assert not list(stage.check())
     with pytest.raises(StageFailed, match=r'no "counts.strict", only counts, counts_2'):
         run(stage)
+
+
+# -- workers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans die on Linux only")
+def test_workers_make_the_same_bytes(
+    tmp_path: Path, counts: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a worker is told where the rewards' files are
+    given: dict[str, Any] = {
+        "samples": samples(tmp_path, 7, 2),
+        "rewards": counts,
+        "combine": Combine(rule="lower"),
+        "shard": 2,
+    }
+    _, alone, expected = run(Score(**given), "alone")
+    stage = Score(**given, workers=Workers(count=2))
+    (tmp_path / "several").mkdir()
+    record = {"use": "score", "settings": records.dump(stage)}
+    (tmp_path / "several" / "stage.json").write_text(json.dumps(record))
+    _, several, metrics = run(stage, "several")
+    assert metrics == expected
+    files = [Scored(out.path).files() for out in (alone, several)]
+    assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
