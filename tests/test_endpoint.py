@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from serving import VLLM, Fake, busy, serve
 
-from align import chat, endpoint, generate, models
+from align import chat, endpoint, generate, models, recipe
 from align.artifacts import Model, Samples
 from align.data import Source
 from align.endpoint import Endpoint, Engine
 from align.errors import StageFailed
+from align.estimate import totals
 from align.generate import Completion
 from align.out import Out
 from align.settings import Settings
@@ -424,6 +425,29 @@ def test_a_url_is_an_endpoint_and_another_word_is_none() -> None:
     assert Draws(engine="paged").engine == "paged"
     with pytest.raises(ValueError, match='"pagd" is no engine. Say generate, paged or the URL'):
         Draws(engine="pagd")
+
+
+def test_a_recipe_with_a_server_takes_no_memory_and_has_one_key_wherever_the_server_is(
+    model: Model, write_rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows("prompts.jsonl", [{"prompt": "tell me"}])
+    engines = [
+        "http://here:8000/v1",
+        "{url: http://there/v1, concurrency: 8, api_key_env: KEY}",
+        "{url: http://here:8000/v1, model: another}",
+        "{url: http://here:8000/v1, probe: local}",
+    ]
+    stages = "".join(
+        f"  s{i}: {{use: sample, model: base, prompts: prompts.jsonl, engine: {engine}}}\n"
+        for i, engine in enumerate(engines)
+    )
+    Path("r.yaml").write_text(f"base: {model.path}\nstages:\n{stages}")
+    plan = recipe.read("r.yaml", ())
+    here, there, another, local = [stage.artifact.key for stage in plan.stages.values()]
+    assert here == there == local != another
+    memory = [totals.stage(stage).memory for stage in plan.stages.values()]
+    assert memory[:3] == [{}, {}, {}] and memory[3]
 
 
 def test_without_its_client_the_recipe_is_refused_with_what_mends_it(

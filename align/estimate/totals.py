@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from align import adapters, decoding, launch, records
 from align.artifacts import Model, RewardModel, Samples
 from align.decoding import ROWS
+from align.endpoint import Endpoint
 from align.estimate import memory, steps
 from align.estimate.anatomy import Anatomy, anatomy, configured
 from align.estimate.memory import GIB, Parts
@@ -86,6 +87,8 @@ def work(what: Any, use: str) -> Any:
     if use in CONFIGS:
         return step(what, use)
     if use == "sample":
+        if isinstance(what.engine, Endpoint):
+            raise Unknown("a server draws the answers")
         return anatomy(what.model), what.rows
     if use == "score":
         return [anatomy(judge) for judge in _judges(what)]
@@ -100,6 +103,8 @@ def _memory(what: Any, use: str) -> Parts:
             found.append(_scoring(made, _length(what, use, made.shape)))
         return max(found, key=_sum)
     if use == "sample":
+        if isinstance(what.engine, Endpoint) and what.engine.probe == "name":
+            return {}  # a server has the weights
         found = [_drawing(what.model, what.rows or ROWS, d.n, d.generation) for d in what.drawn()]
         return max(found, key=_sum)
     if use == "score":
