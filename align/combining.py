@@ -41,6 +41,7 @@ class Combine(Settings):
     """
 
     rule: Literal["min", "lower", "safety_first"]
+    """Which rule."""
 
     of: list[str] = []
     """The members, by name; all rewards of the stage unless said."""

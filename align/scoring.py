@@ -54,9 +54,8 @@ class Scorer:
         scores = [dict(answer.get("scores", {})) for answer in answers]
         for at, i in enumerate(self.passes[which]):
             name, reward = self.rewards[i]
-            for into, numbers in zip(
-                scores, self._ask(at, name, reward, owners, answers), strict=True
-            ):
+            found = self._ask(at, name, reward, owners, answers)
+            for into, numbers in zip(scores, found, strict=True):
                 into[name] = numbers.pop("score")
                 into.update({f"{name}.{detail}": x for detail, x in numbers.items()})
         made = iter(self._scored(owners, answers, scores))
@@ -77,7 +76,7 @@ class Scorer:
         self, before: int, name: str, reward: Reward, owners: list[Row], answers: list[Row]
     ) -> list[rewards.Numbers]:
         """One reward on all answers of the shard; `before` is how many rewards were asked."""
-        seen, done, last = self._seen[name], 0, {}
+        seen, done = self._seen[name], 0
 
         def progress(found: list[rewards.Numbers]) -> None:
             nonlocal done
@@ -88,11 +87,10 @@ class Scorer:
             self.out.progress(before * len(answers) + done, total, "answers", note)
 
         def failed(place: int, why: str) -> None:
-            nonlocal last
             row, answer = owners[place], answers[place]
             seen.failed += 1
-            last = {"id": row["id"], "index": answer["index"], "error": why}
-            self.out.count(f"failed.{name}", example=last)
+            seen.last = {"id": row["id"], "index": answer["index"], "error": why}
+            self.out.count(f"failed.{name}", example=seen.last)
 
         found = rewards.call(
             reward,
@@ -103,21 +101,23 @@ class Scorer:
             failed,
         )
         if seen.n >= SURE and seen.failed > seen.n / 2:
-            raise _fails(name, seen.failed, seen.n, last)
+            raise _fails(name, seen.failed, seen.n, seen.last)
         return found
 
 
 class Found:
-    """What a reward has said so far, for the screen."""
+    """What a reward has said so far in this process."""
 
     def __init__(self) -> None:
         self.n = self.failed = self.scored = 0
-        self.total, self.best = 0.0, -float("inf")
+        self.total, self.best = 0.0, -math.inf
+        self.last: Row = {}
+        """The answer it failed on last, and why."""
 
     @property
     def mean(self) -> float:
         """Of the scores; nan where there are none."""
-        return self.total / self.scored if self.scored else float("nan")
+        return self.total / self.scored if self.scored else math.nan
 
     def add(self, found: list[rewards.Numbers]) -> None:
         """The numbers of some more answers."""

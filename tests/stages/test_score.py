@@ -254,8 +254,9 @@ def test_a_reward_that_fails_is_not_tried_on_everything(
 ) -> None:
     monkeypatch.setattr(scoring, "SURE", 6)
     given = samples(tmp_path, 9, 2)
-    with pytest.raises(StageFailed, match="fails on 6 of 6 answers"):
-        run(Score(samples=given, rewards=[reward(FAILS.format("raise OSError"), "fails")], shard=3))
+    bad = reward(FAILS.format("return [1 / (len(t) > 5) for t in texts]"), "fails")
+    with pytest.raises(StageFailed, match="fails on 5 of 6 answers, as on answer 0 of p2"):
+        run(Score(samples=given, rewards=[bad], shard=1))
 
 
 # -- what is known before ------------------------------------------------------------------------
