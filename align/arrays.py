@@ -36,6 +36,9 @@ NOTE = "checkpoints/array.json"
 CLAIMS = "checkpoints/claims"
 """In a stage's directory: a file for every shard, locked while a task makes it."""
 
+GRACE = 5
+"""So many looks a task has to end by itself when all is made; one in the queue never would."""
+
 SAID = "checkpoints/said"
 """In a stage's directory: why tasks cannot go on."""
 
@@ -223,7 +226,12 @@ def _wait(array: Array, path: Path, left: list[int], watch: Callable[[], None]) 
                 if not left or all(job.done() for job in array.jobs):
                     break
                 time.sleep(slurm.LOOK)
-        return _missing(path, left)
+        left = _missing(path, left)
+        for _ in range(GRACE):
+            if left or array.ended():
+                break
+            time.sleep(slurm.LOOK)
+        return left
     finally:
         array.end()
         (path / NOTE).unlink()

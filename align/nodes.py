@@ -246,6 +246,13 @@ def machine(plan: Plan, stages: Sequence[Planned]) -> int:
         missing = store.state(stage.artifact.path) != "done"
         if "slurm" in asked and missing and (fact := slurm.unable(asked)):
             problems.append(Problem(str(plan.path), f"stages.{stage.name}.launch", fact))
+        workers = stage.record["settings"].get("workers") or {}
+        if workers.get("on") == "slurm" and missing and slurm.no_sbatch(workers["options"]):
+            fact = (
+                "There is no sbatch here, and these workers are jobs. Run this on a login node of "
+                "the cluster; `options: {cluster: local}` tries them on this machine."
+            )
+            problems.append(Problem(str(plan.path), f"stages.{stage.name}.workers", fact))
         elif "slurm" not in asked and asked.get("num_machines", 1) > 1:
             found[int(asked["machine_rank"])] = stage.name
     if len(found) > 1:

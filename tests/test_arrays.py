@@ -1,6 +1,7 @@
 """Workers as tasks of an array: tried with submitit's local executor; no cluster is needed."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 from shouting import content, project, shout
 
-from align import arrays, processes, shards, slurm, store
-from align.errors import StageFailed
+from align import arrays, processes, recipe, runner, shards, slurm, store
+from align.errors import RecipeError, StageFailed
 from align.out import Out
 from align.workers import Workers
 
@@ -53,6 +54,79 @@ def until(true: Callable[[], Any]) -> None:
     while not true():
         assert time.monotonic() < patience
         time.sleep(0.02)
+
+
+WRONG = [
+    (
+        {},
+        "workers.options",
+        '"timeout_min" is missing, and submitit would ask for 5 minutes. A job',
+    ),
+    ({"timeout_min": 0}, "workers.options.timeout_min", "It is 0; it must be a whole number from"),
+    (
+        {"partition": "a"},
+        "workers.options.partition",
+        '"partition" is no parameter of submitit. Di',
+    ),
+    ({"nodes": 2}, "workers.options.nodes", '"nodes" cannot be set here: every worker is on one'),
+    ({"cluster": "pbs"}, "workers.options.cluster", 'It must be "slurm" or "local", not "pbs".'),
+]
+
+
+@pytest.mark.parametrize(("options", "place", "message"), WRONG)
+def test_parameters_of_an_array_are_those_of_the_installed_submitit(
+    options: dict[str, Any], place: str, message: str
+) -> None:
+    limit = {"timeout_min": 5} if options else {}
+    asked = Workers(on="slurm", count=2, options={**limit, **options})
+    ((at, said),) = asked.problems()
+    assert at == place and said.startswith(message)
+
+
+RECIPE = """
+stages:
+  shout:
+    use: ./shout.py
+    prompts: prompts.jsonl
+    workers: {on: slurm, count: 4, options: {timeout_min: 60, slurm_partition: gpux}}
+"""
+
+
+def test_without_sbatch_workers_are_refused_before_any_work(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    (project / "prompts.jsonl").write_text('{"prompt": "say a"}\n')
+    (project / "mine.yaml").write_text(RECIPE)
+    plan = recipe.read("mine.yaml")
+    with pytest.raises(RecipeError, match="There is no sbatch here, and these workers are jobs"):
+        runner.run(plan)
+    assert not store.partial(plan.stages["shout"].artifact.path).exists()
+
+
+def test_an_array_that_slurm_refuses_is_a_sentence(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses = (
+        '#!/bin/sh\ncp "$1" asked.sh\necho "sbatch: error: invalid partition: gpux" >&2; exit 1'
+    )
+    (project / "bin").mkdir()
+    for name, text in (("sbatch", refuses), ("srun", "#!/bin/sh")):
+        (project / "bin" / name).write_text(text)
+        (project / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{project / 'bin'}:{os.environ['PATH']}")
+    asked = Workers(
+        on="slurm",
+        count=9,
+        options={"timeout_min": 60, "slurm_partition": "gpux", "gpus_per_node": 1},
+    )
+    stage, out = shout(project, TEXTS, workers=asked)
+    with pytest.raises(StageFailed, match=r"invalid partition: gpux Look at `workers\.options`"):
+        stage.run(out)
+    script = (project / "asked.sh").read_text()
+    for line in ("array=0-3%4", "time=60", "gpus-per-node=1", "job-name=align.tests.one"):
+        assert f"#SBATCH --{line}\n" in script, "four shards need no more than four tasks"
+    assert not (out.path / arrays.NOTE).exists()
 
 
 def test_an_array_makes_the_same_bytes(project: Path, expected: dict[str, bytes]) -> None:
@@ -180,5 +254,23 @@ def test_a_driver_that_is_told_to_stop_cancels_its_array_and_keeps_the_shards(
         file.unlink()
     Driver(out).end()
     assert {file.name for file in project.glob("turn-*")} == {"turn-word 4", "turn-word 5"}
+    path = out.path.with_name("shout")
+    assert content(Out(path, path)) == expected
+
+
+@pytest.mark.slow
+def test_a_task_whose_time_is_over_is_queued_again_and_goes_on(
+    project: Path, expected: dict[str, bytes]
+) -> None:
+    """SLURM's warning is SIGUSR2 to the task."""
+    hold = Hold(project / "turn-word 4")
+    _, out = shout(project, TEXTS, workers=workers(1))
+    driver = Driver(out)
+    until(lambda: len(made(out)) == 2)
+    warned = max(tasks(out))
+    os.kill(warned, signal.SIGUSR2)
+    until(lambda: warned not in tasks(out))
+    hold.go()
+    assert driver.end().count("is submitted") == 1
     path = out.path.with_name("shout")
     assert content(Out(path, path)) == expected
