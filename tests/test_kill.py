@@ -106,7 +106,7 @@ POINTS = [
     At("before the final rename", "self", "os.rename", r"/sft-\w+\.partial \S*/sft-\w+$"),
     At("the runner, before it links", "self", "os.symlink", r"sft-\w{12} "),
     At("inside a shard write", "self", "os.rename", r"sample-.*/shard-00001\.jsonl"),
-    At("the runner, between shards", "runner", "open", r"sample-.*/shard-00002\.jsonl\.tmp"),
+    At("the runner, between shards", "runner", "open", r"sample-.*/shard-00002\.jsonl\.\S+tmp"),
     At("while scores are written", "self", "os.rename", r"score-.*/shard-00001\.jsonl"),
     At("while pairs are written", "self", "os.rename", r"pair-.*/data/.*\.jsonl"),
     At("inside a checkpoint of dpo", "self", "open", r"dpo-.*/checkpoint-2/trainer_state\.json"),
