@@ -71,6 +71,18 @@ def test_a_prompt_read_once_gives_the_scores_of_whole_dialogs(config: Pretrained
         assert found == pytest.approx(alone, abs=1e-5)
 
 
+def test_so_it_does_with_an_adapter() -> None:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    lora = LoraConfig(
+        task_type=TaskType.SEQ_CLS, target_modules="all-linear", init_lora_weights=False
+    )
+    network = get_peft_model(made(LlamaConfig(**SHAPE)), lora).eval()
+    rows, starts = dialogs()
+    whole, shared = (scores.scores(network, rows, where) for where in (None, starts))
+    assert shared == pytest.approx(whole, abs=1e-5) and shared != whole
+
+
 BY_LENGTH = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 OWN_HEAD = {"vocab_size": 99, "n_embd": 32, "n_layer": 1, "n_head": 2, "num_labels": 1}
 
