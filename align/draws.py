@@ -71,42 +71,47 @@ def plan(rows: Iterable[Row], draws: list[Draw], model: Model, out: Out) -> Iter
         StageFailed: a `where` fits no prompt; no prompt can be asked.
     """
     tokenizer, most = models.tokenizer(model), limit(model)
-    waiting = dict(enumerate(draws))
+    used: set[int] = set()
     columns: set[str] = set()
-    refusal = ""
+    first: dict[str, Row] = {}
     asked = False
     for row in rows:
-        fits = []
-        for number, draw in enumerate(draws):
-            if not draw.takes(row):
-                continue
-            waiting.pop(number, None)
-            try:
-                ids = chat.prompt(tokenizer, draw.dialog(row["prompt"]), row.get("tools"))
-            except StageFailed as failure:
-                refusal = refusal or str(failure)
-                out.count("dropped.template", example={"id": row["id"], "error": str(failure)})
-                continue
-            if len(ids) < most:
-                fits.append(number)
-            else:
-                out.count("dropped.prompt_too_long", example={"id": row["id"], "tokens": len(ids)})
         others = {name: value for name, value in row.items() if name not in ("id", "prompt")}
         columns.update(others)
+        taking = [number for number, draw in enumerate(draws) if draw.takes(row)]
+        used.update(taking)
+        fits = []
+        for number in taking:
+            if unfit := _unfit(row, draws[number], tokenizer, most):
+                name, fact = unfit
+                out.count(f"dropped.{name}", example={"id": row["id"], "draw": number, **fact})
+                first.setdefault(name, fact)
+            else:
+                fits.append(number)
+        if not taking:
+            out.count("dropped.no_draw", example={"id": row["id"]})
         if fits:
             asked = True
             yield {"id": row["id"], "prompt": row["prompt"], "columns": others, "draws": fits}
-        elif not any(draw.takes(row) for draw in draws):
-            out.count("dropped.no_draw", example={"id": row["id"]})
-    for number, draw in waiting.items():
-        raise StageFailed(_nowhere(number, draw, columns))
-    if not asked and refusal:
-        raise StageFailed(f"No prompt can be asked. {refusal}")
+    for number, draw in enumerate(draws):
+        if number not in used:
+            raise StageFailed(_nowhere(number, draw, columns))
+    if not asked and "template" in first:
+        raise StageFailed(f"No prompt can be asked. {first['template']['error']}")
     if not asked:
         raise StageFailed(
             f"Every prompt is longer than the {most} tokens that {model.key} can read. "
             "Use shorter prompts or another model."
         )
+
+
+def _unfit(row: Row, draw: Draw, tokenizer: Any, most: int) -> tuple[str, Row] | None:
+    """Why a prompt cannot be asked, as its count is called, and the fact; None: it can."""
+    try:
+        ids = chat.prompt(tokenizer, draw.dialog(row["prompt"]), row.get("tools"))
+    except StageFailed as failure:
+        return "template", {"error": str(failure)}
+    return None if len(ids) < most else ("prompt_too_long", {"tokens": len(ids)})
 
 
 def _nowhere(number: int, draw: Draw, columns: set[str]) -> str:

@@ -107,6 +107,8 @@ def make(
     missing = [number for number in range(len(sizes)) if not made(out.path, number)]
     for number in missing:
         _record(out.path, number).unlink(missing_ok=True)
+    for told in (out.path / PROGRESS).glob("*.json"):  # by processes that were killed
+        told.unlink()
     watch = Watch(out, sizes, missing)
     if missing and workers is not None:
         workers.make(out, missing, watch)

@@ -122,7 +122,8 @@ def test_a_prompt_longer_than_the_context_is_dropped_and_counted(
     rows = [{"prompt": "x" * 300}, {"prompt": "short"}]
     samples, out = sample(prompts=[Source(path=str(write_rows("long.jsonl", rows)))])
     assert len(list(samples.rows())) == 1
-    assert out.counts["dropped.prompt_too_long"]["n"] == 1
+    [example] = out.counts["dropped.prompt_too_long"]["examples"]
+    assert example.keys() == {"id", "draw", "tokens"} and example["tokens"] > 256
     only = [Source(path=str(write_rows("only.jsonl", rows[:1])))]
     with pytest.raises(StageFailed, match="longer than the 256 tokens"):
         sample("none", prompts=only)
@@ -248,6 +249,18 @@ def test_what_drew_and_what_it_promises_is_in_the_artifact(sample: Any, model: M
     ]
     assert about["same_draw"] and about["answers"] == 30 and about["tokens_per_second"] > 0
     assert about["cut"] == out.counts["cut"]["n"] / 30
+
+
+def test_in_bf16_the_share_of_answers_that_another_batch_changes_is_measured(
+    sample: Any, tiny_model: Path
+) -> None:
+    base = {"path": str(tiny_model), "dtype": "bfloat16"}
+    half = Model(tiny_model, spec={"base": base, "quantization": None, "adapter": False})
+    _, out = sample(model=half, shard=5)
+    about = json.loads((out.path / "metrics.json").read_text())
+    assert not about["same_draw"] and about["by"][0]["dtype"] == "bfloat16"
+    assert about["changed_alone"] in [changed / 12 for changed in range(13)]  # 3 answers of 4
+    assert not [name for name in out.counts if name.startswith("drawn")]
 
 
 def test_workers_draw_the_same_bytes_and_the_driver_loads_no_model(
