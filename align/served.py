@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,12 @@ from align.dialects import DIALECTS, Options
 from align.endpoint import Client, Endpoint, Refused, ask_all
 from align.errors import StageFailed
 from align.generate import Completion
+from align.notes import Notes
 from align.out import Out
 from align.settings import Dialog
+
+GREEDY = 3
+"""Pairs of greedy answers that are asked for: one is the same, though near ties can part some."""
 
 FEWER = 3
 """So many times in a row a server may leave out answers that it was asked for."""
@@ -114,7 +118,7 @@ class Served:
         """
         options = {**OPTIONS, **(generation or {})}
         self._dialect(options, [])  # what the server cannot do is said before it is asked
-        notes = _Notes(kept)
+        notes = Notes(kept)
         wanted = range(first, first + n)
         asked = [
             Request(*row, wanted, seed, options)
@@ -129,7 +133,7 @@ class Served:
                 progress(got)
             yield i, answers
 
-    async def _answers(self, client: Client, notes: _Notes, asked: Request) -> list[Completion]:
+    async def _answers(self, client: Client, notes: Notes, asked: Request) -> list[Completion]:
         """One prompt's answers: those that are known, and the missing until none is."""
         known = notes.answers.setdefault(asked.id, {})
         if len(asked.prompt) >= self.context:
@@ -149,7 +153,7 @@ class Served:
                 break
         return [known[k] for k in asked.wanted if k in known]
 
-    async def _ask(self, client: Client, notes: _Notes, asked: Request, group: list[int]) -> None:
+    async def _ask(self, client: Client, notes: Notes, asked: Request, group: list[int]) -> None:
         """One request for the answers of a group, which are noted as far as they came."""
         choices = await client.post(self._path, self._body(asked, group), self._choices)
         if len(choices) == 1 < len(group):
@@ -159,7 +163,7 @@ class Served:
             notes.add(asked.id, Completion(k, text, token_ids, logprob, finish))
             self._answered = True
 
-    def _refuse(self, notes: _Notes, id: str, reason: str) -> None:
+    def _refuse(self, notes: Notes, id: str, reason: str) -> None:
         notes.refuse(id, reason)
         self.out.count("dropped.refused", example={"id": id, "said": reason})
         if not self._answered and len(notes.refused) >= REFUSED:
@@ -257,6 +261,30 @@ class Served:
             remedy = " Try `send: messages`." if self.endpoint.send == "tokens" else ""
             raise StageFailed(f"{self.endpoint.url} refuses a plain request: {said}.{remedy}")
         self._learn(prompt, reply, choices)
+        await self._obeys(client, asked)
+
+    async def _obeys(self, client: Client, asked: Request) -> None:
+        """See that a request's own options count, at temperature 2 and greedily.
+
+        `transformers serve --continuous-batching` (5.23) takes those of its first request for all.
+        """
+        hot = await self._pair(client, asked)
+        greedy = replace(asked, options={**asked.options, "do_sample": False})
+        for _ in range(GREEDY):
+            cold = await self._pair(client, greedy)
+            if cold[0] == cold[1] and hot[0] != hot[1]:
+                return
+        fact = "are the same at temperature 2" if hot[0] == hot[1] else "differ when greedy"
+        raise StageFailed(
+            f"{self.endpoint.url} does not draw as a request says: its answers {fact}. Run "
+            "transformers serve without --continuous-batching; look at another server's options."
+        )
+
+    async def _pair(self, client: Client, asked: Request) -> list[str | None]:
+        """The texts of two answers, asked for one by one."""
+        bodies = [self._body(asked, [k]) for k in asked.wanted]
+        answers = [await client.post(self._path, body, self._choices) for body in bodies]
+        return [choice[0] if choice else None for choice, *_ in answers]
 
     def _another(self, names: list[str]) -> str:
         return (
@@ -307,43 +335,3 @@ def _logprob(given: Any) -> float | None:
     if tokens is None:
         tokens = [token["logprob"] for token in given.get("content") or [{"logprob": None}]]
     return None if None in tokens else round(sum(tokens), 4)
-
-
-@dataclass
-class _Notes:
-    """What was said to a shard's prompts, written down as it comes: one line an answer.
-
-    A kill loses what is under way. A line that was being written then is cut off.
-    """
-
-    file: Path | None
-    answers: dict[str, dict[int, Completion]] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.file is None:
-            return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.touch()
-        with self.file.open("r+b") as file:
-            *lines, broken = file.read().split(b"\n")
-            file.truncate(file.tell() - len(broken))
-        for note in map(json.loads, lines):
-            if "refused" not in note:  # a prompt that was refused is asked about again
-                answer = Completion(**{k: v for k, v in note.items() if k != "id"})
-                self.answers.setdefault(note["id"], {})[answer.index] = answer
-
-    def add(self, id: str, answer: Completion) -> None:
-        """Note an answer."""
-        self.answers.setdefault(id, {})[answer.index] = answer
-        self._write({"id": id, **asdict(answer)})
-
-    def refuse(self, id: str, reason: str) -> None:
-        """Note why a prompt has no answer."""
-        self.refused[id] = reason
-        self._write({"id": id, "refused": reason})
-
-    def _write(self, note: dict[str, Any]) -> None:
-        if self.file is not None:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(note, ensure_ascii=False) + "\n")

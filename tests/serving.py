@@ -40,6 +40,9 @@ class Fake:
     copies: bool = False
     """Whether the answers of one request are all the same."""
 
+    obeys: bool = True
+    """Whether temperature 0 is greedy."""
+
     token_ids: bool = True
     logprobs: bool = True
     refuses: set[str] = field(default_factory=set)
@@ -120,9 +123,11 @@ class Fake:
         )
 
     def _choice(self, chat: bool, body: dict[str, Any], prompt: Any, k: int) -> dict[str, Any]:
+        if body["temperature"] == 0 and self.obeys:
+            body, k = {**body, "seed": 0}, 0
         if self.say is not None:
             return {"index": k, "finish_reason": self.finish, **_said(chat, self.say(body, k))}
-        if self.draw is not None:
+        if self.draw is not None and body["temperature"] == 0:
             ids, logprob = self.draw(prompt)
         else:
             drawn = random.Random(f"{body['seed']} {0 if self.copies else k} {prompt}")

@@ -25,6 +25,8 @@ Ask = Callable[..., dict[int, list[Completion]]]
 
 DIALOGS = [[{"role": "user", "content": f"{'tell ' * i * i}me {i}"}] for i in range(6)]
 IDS = [f"row {i}" for i in range(6)]
+PROBE = 5
+"""Requests before the first prompt: how answers come, two at temperature 2, two greedy."""
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_n_answers_come_from_one_request_as_token_ids_that_are_its_own(
 ) -> None:
     found = ask()
     assert sorted(found) == list(range(6))
-    assert len(fake.asked) == 1 + 6
+    assert len(fake.asked) == PROBE + 6
     for i, answers in found.items():
         [asked] = [one for one in fake.asked if one["prompt"] == chat.prompt(tokenizer, DIALOGS[i])]
         assert asked["n"] == 4
@@ -126,7 +128,7 @@ def test_answers_that_a_server_leaves_out_are_asked_for_again(
     found = ask()
     assert all([a.index for a in answers] == [0, 1, 2, 3] for answers in found.values())
     assert all(len(set(answers)) == 4 for answers in texts(found).values())
-    sizes = [one["n"] for one in fake.asked[1:]]
+    sizes = [one["n"] for one in fake.asked[PROBE:]]
     assert sizes == [1] * 24 if most == 1 else sorted(sizes) == [1] * 6 + [4] * 6
 
 
@@ -153,10 +155,10 @@ def test_answers_that_were_got_are_never_asked_for_again(
     fake.asked = []
     assert sum(one["n"] for one in fake.asked) == 0
     again = ask(kept=kept)
-    assert sum(one["n"] for one in fake.asked[1:]) == 14
+    assert sum(one["n"] for one in fake.asked[PROBE:]) == 14
     assert all(len(answers) == 4 for answers in again.values()) and again.keys() == whole.keys()
     fake.asked = []
-    assert texts(ask(kept=kept)) == texts(again) and len(fake.asked) == 1
+    assert texts(ask(kept=kept)) == texts(again) and len(fake.asked) == PROBE
 
 
 def test_an_answer_of_any_characters_is_kept_as_it_was(
@@ -168,7 +170,7 @@ def test_an_answer_of_any_characters_is_kept_as_it_was(
     )
     kept = tmp_path / "answers.jsonl"
     first = texts(ask(kept=kept))
-    fake.say = lambda body, k: "other"
+    fake.say = lambda body, k: f"other {body['seed']}"
     assert texts(ask(kept=kept)) == first
 
 
@@ -190,11 +192,11 @@ def test_answers_are_no_longer_than_what_the_server_can_read(
 ) -> None:
     fake.context = 200
     ask(generation={"max_new_tokens": 500})
-    for asked in fake.asked[1:]:
+    for asked in fake.asked[PROBE:]:
         assert asked["max_tokens"] == 200 - len(asked["prompt"])
     fake.context = max(len(asked["prompt"]) for asked in fake.asked)
     fake.asked = []
-    assert not ask()[5] and len(fake.asked) == 1 + 5
+    assert not ask()[5] and len(fake.asked) == PROBE + 5
     assert "tokens" in out.counts["dropped.refused"]["examples"][0]["said"]
 
 
@@ -221,7 +223,7 @@ def test_a_sample_stage_draws_from_a_server_and_goes_on_after_a_kill(
     monkeypatch.setattr(endpoint, "RETRIES", 0)
 
     def falls_over(body: dict[str, Any], k: int) -> str:
-        if len(fake.asked) > 4:
+        if len(fake.asked) > PROBE + 3:
             fake.troubles = [busy(500)] * 99
         return f"{body['seed']} {k}"
 
@@ -232,7 +234,7 @@ def test_a_sample_stage_draws_from_a_server_and_goes_on_after_a_kill(
     said = sum("text" in line for line in kept.read_text().splitlines())
     fake.asked, fake.troubles, fake.say = [], [], None
     samples, out = sample()
-    assert said == 12 and sum(one["n"] for one in fake.asked[1:]) == 3 * 6 - said
+    assert said == 12 and sum(one["n"] for one in fake.asked[PROBE:]) == 3 * 6 - said
     found = {row["id"]: row["completions"] for row in samples.rows()}
     assert [len(found[name]) for name in IDS] == [3] * 5 + [0]
     assert out.counts["dropped.refused"]["n"] == 1 and out.counts["answers"]["n"] == 15
@@ -278,7 +280,7 @@ def test_a_trouble_in_the_middle_keeps_what_was_said(
     kept = tmp_path / "answers.jsonl"
 
     def say(body: dict[str, Any], k: int) -> str:
-        if len(fake.asked) == 4:
+        if len(fake.asked) == PROBE + 3:
             fake.troubles = [busy(500)] * 9
         return f"{body['seed']} {k}"
 
@@ -287,7 +289,7 @@ def test_a_trouble_in_the_middle_keeps_what_was_said(
         ask({"concurrency": 1}, kept=kept)
     assert len(kept.read_text().splitlines()) == 12
     fake.troubles, fake.asked = [], []
-    assert len(ask(kept=kept)) == 6 and len(fake.asked) == 1 + 3
+    assert len(ask(kept=kept)) == 6 and len(fake.asked) == PROBE + 3
 
 
 def test_no_server_and_a_slow_one_are_one_sentence(
@@ -318,6 +320,15 @@ def test_a_server_that_reads_the_prompt_in_another_way_is_refused(ask: Ask, fake
         ask()
 
 
+def test_a_server_that_draws_otherwise_than_a_request_says_is_refused(ask: Ask, fake: Fake) -> None:
+    fake.obeys = False
+    with pytest.raises(StageFailed, match="its answers differ when greedy"):
+        ask()
+    fake.say = lambda body, k: "always this"
+    with pytest.raises(StageFailed, match="its answers are the same at temperature 2"):
+        ask()
+
+
 def test_a_prompt_that_is_refused_is_counted_and_the_others_kept(
     ask: Ask, fake: Fake, tokenizer: Any, out: Out
 ) -> None:
@@ -333,7 +344,7 @@ def test_an_empty_choice_is_no_answer(ask: Ask, fake: Fake, out: Out) -> None:
     assert len(served) == 6
     fake.say = lambda body, k: None if body["n"] == 4 and k == 1 else f"{k} {body['seed']}"  # type: ignore[return-value]
     assert all(len(answers) == 4 for answers in ask().values())
-    fake.say = lambda body, k: None if body["n"] > 2 else f"{k}"  # type: ignore[return-value]
+    fake.say = lambda body, k: None if body["n"] > 2 else f"{k} {body['seed']}"  # type: ignore[return-value]
     assert not any(ask().values())
     assert out.counts["dropped.refused"]["n"] == 6
 
@@ -344,7 +355,10 @@ def test_a_server_that_refuses_everything_is_not_asked_to_the_end(
     from align import served
 
     monkeypatch.setattr(served, "REFUSED", 3)
-    fake.say = lambda body, k: f"{k}" if body["n"] == 2 else None  # type: ignore[return-value]
+    probed = 16  # tokens
+    fake.say = lambda body, k: (  # type: ignore[assignment, return-value]
+        f"{k} {body['seed']}" if body["max_tokens"] == probed else None
+    )
     with pytest.raises(StageFailed, match="has refused 3 prompts and answered none"):
         ask()
 
