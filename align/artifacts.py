@@ -83,7 +83,8 @@ class Samples(Rows):
     """Rows of `id`, `prompt`, the prompt's other `columns`, and `completions`.
 
     A completion has `index`, `text`, `token_ids`, `logprob` (natural log, summed over the
-    answer's tokens, under the distribution it was drawn from) and `finish` ("stop" or "length").
+    answer's tokens, under the distribution it was drawn from; None where a server gave none) and
+    `finish` ("stop" or "length").
     """
 
 

@@ -358,7 +358,8 @@ def _what(cls: type[Settings]) -> str:
         return shelf.source(cls).stem
     if issubclass(cls, (Reward, Task)):
         return shelf.name(shelf.source(cls))
-    return {"Source": "a data source", "Base": "a model"}.get(cls.__name__, cls.__name__.lower())
+    names = {"Source": "a data source", "Base": "a model", "Endpoint": "an endpoint"}
+    return names.get(cls.__name__, cls.__name__.lower())
 
 
 def _all(values: list[Any]) -> Any:

@@ -352,11 +352,13 @@ def secrets(root: Node) -> Iterator[Problem]:
     """Every key that asks for a credential and every value that looks like one."""
     for path, node in root.walk():
         if node.value is not None and path and _SECRET_KEY.match(path[-1]):
-            message = (
-                f'"{path[-1]}" is a secret, and a recipe is saved beside everything it makes. '
-                "Log in (`hf auth login`) or set HF_TOKEN instead."
+            remedy = (
+                "Name the environment variable that holds it instead: api_key_env: NAME."
+                if path[-1] == "api_key"
+                else "Log in (`hf auth login`) or set HF_TOKEN instead."
             )
-            yield Problem(node.key, ".".join(path[:-1]), message)
+            fact = f'"{path[-1]}" is a secret, and a recipe is saved beside everything it makes.'
+            yield Problem(node.key, ".".join(path[:-1]), f"{fact} {remedy}")
         elif isinstance(node.value, str) and _SECRET_VALUE.match(node.value):
             message = "This looks like a secret. Remove it here, and revoke it if it was shared."
             yield Problem(node.place, ".".join(path), message)
