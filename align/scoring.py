@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from align import combining, rewards, shards
-from align.artifacts import Samples, Scored
+from align import combining, rewards, shards, store
+from align.artifacts import Samples, Scored, read_json
 from align.combining import Rule
 from align.errors import StageFailed
 from align.out import Out
@@ -27,6 +27,9 @@ from align.settings import Reward
 
 SURE = 1000
 """Answers after which a reward that fails on more than half of them is not tried on the rest."""
+
+COLUMNS = "checkpoints/columns.json"
+"""The names of all columns that prompts have: rewards ask for them, and a shard may lack one."""
 
 Row = dict[str, Any]
 
@@ -39,6 +42,7 @@ class Scorer:
         self.passes = rewards.passes(blocks)
         self.rule = rule
         self.out = out
+        self.columns: list[str] = read_json(out.path / COLUMNS)["columns"]
         self._loaded = 0
         self._seen: dict[str, Found] = {name: Found() for name, _ in self.rewards}
 
@@ -96,7 +100,7 @@ class Scorer:
             reward,
             [row["prompt"] for row in owners],
             [[message(answer)] for answer in answers],
-            rewards.columns_of([row["columns"] for row in owners]),
+            {name: [row["columns"].get(name) for row in owners] for name in self.columns},
             progress,
             failed,
         )
@@ -145,8 +149,13 @@ def plan(samples: Samples, size: int, passes: int) -> Iterator[list[Row]]:
             yield [{**row, "pass": which} for row in shard]
 
 
-def begin(out: Out) -> None:
-    """Take back a `join` that a kill came after: shards are looked for where they were made."""
+def begin(samples: Samples, out: Out) -> None:
+    """Note the columns; take back a `join` that a kill came after, as shards are looked for where
+    they were made.
+    """
+    (out.path / COLUMNS).parent.mkdir(exist_ok=True)
+    names = dict.fromkeys(name for row in samples.rows() for name in row["columns"])
+    store.write_json(out.path / COLUMNS, {"columns": list(names)})
     if _parts(out).is_dir():
         shutil.rmtree(out.path / "data", ignore_errors=True)
         os.rename(_parts(out), out.path / "data")

@@ -63,7 +63,7 @@ class Score(Stage):
         """Score shard by shard, one model after the other; then combine what needs all numbers."""
         rule, names = self._rule(), rewards.names(self.rewards)
         passes = len(rewards.passes(self.rewards))
-        scoring.begin(out)
+        scoring.begin(self.samples, out)
         shards.make(out, scoring.plan(self.samples, self.shard, passes), self, self.workers)
         if passes > 1 or combining.standardises(rule):
             scoring.join(out, passes, rule, names)

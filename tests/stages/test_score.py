@@ -128,6 +128,20 @@ def test_what_loads_nothing_shares_the_first_models_pass(counts: Any) -> None:
     assert rewards.passes([length, length]) == [[0, 1]]
 
 
+def test_a_shard_whose_prompts_lack_a_column_is_scored_like_the_others(
+    tmp_path: Path, run: Any
+) -> None:
+    path = shelf.find("reward/answer.py")
+    assert path is not None
+    given = samples(tmp_path, 2, 1, answer=["1", "2"])
+    file = given.files()[0]
+    first, second = map(json.loads, file.read_text().splitlines())
+    second["columns"] = {}
+    file.write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
+    rows, _, _ = run(Score(samples=given, rewards=[shelf.load(path, Reward)()], shard=1))
+    assert final(rows) == [0.0, None]
+
+
 @pytest.mark.parametrize("shard", [1, 3, 100])
 def test_standard_scores_are_over_all_answers_whatever_the_shards(
     shard: int, tmp_path: Path, counts: Any, run: Any
