@@ -42,7 +42,8 @@ eval: .venv/ready  ## run RECIPE up to the stage called evaluate, else every sta
 test: .venv/ready  ## the tests (CPU, offline)
 	$(BIN)/python -m pytest
 
-test-all: .venv/ready  ## the tests, the slow ones too
+test-all: .venv/ready  ## the tests, the slow ones too, and those of Ray where it can be installed
+	-$(BIN)/python -m pip install --quiet --no-compile -c constraints/py311.txt -e '.[ray]'
 	$(BIN)/python -m pytest -m 'not gpu'
 
 lint: .venv/ready  ## ruff and mypy
