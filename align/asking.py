@@ -122,7 +122,9 @@ class Asked:
         return [self._cache.known[key] for key in keys]
 
     def _network(self) -> tuple[Any, Any]:
-        from align import generate, models, scores
+        from align import models
+        from align.generation import generate
+        from align.scoring import scores
 
         if self._loaded is None:
             if isinstance(self.model, RewardModel):
@@ -133,7 +135,7 @@ class Asked:
         return self._loaded
 
     def _answer(self, items: list[Item], how: dict[str, Any]) -> Iterator[dict[int, Said]]:
-        from align import generate
+        from align.generation import generate
 
         network, tokenizer = self._network()
         prompts = [_prompt(tokenizer, item) for item in items]
@@ -174,7 +176,7 @@ class Asked:
             }
 
     def _score(self, items: list[Item], how: dict[str, Any]) -> Iterator[dict[int, Said]]:
-        from align import scores
+        from align.scoring import scores
 
         network, tokenizer = self._network()
         for at in range(0, len(items), 256):
@@ -247,7 +249,7 @@ def _continued(
 
 
 def _likelihoods(network: Any, pairs: list[tuple[list[int], list[int]]], at: Any) -> list[float]:
-    from align import generate
+    from align.generation import generate
 
     longest = max(len(prompt) + len(said) for prompt, said in pairs)
     if longest > generate.context(network):

@@ -49,7 +49,7 @@ def plan(arguments: list[str]) -> int:
     except ValueError:
         message = f'"{asked.memory}" is no size. Write it as 24GiB or 80GB.'
         raise RecipeError([Problem("--memory", "", message)]) from None
-    from align import overview
+    from align.reporting import overview
 
     planned = read(asked.recipe, asked.set, asked.store)
     for line in overview.show(planned, asked.recipe, memory):
@@ -108,7 +108,7 @@ def report(arguments: list[str]) -> int:
     """
     asked = _recipe_parser(report).parse_args(arguments)
     planned = read(asked.recipe, asked.set, asked.store)
-    from align import report as page
+    from align.reporting import report as page
 
     print(page.write(planned))
     return 0
@@ -136,7 +136,7 @@ def view(arguments: list[str]) -> int:
     planned = read(asked.recipe, asked.set, asked.store)
     if asked.text is None:
         parser.error(f"say which stage: --text STAGE. Stages are: {_list([*planned.stages])}")
-    from align import view as page
+    from align.reporting import view as page
 
     for line in page.show(planned, asked.text, asked.n, asked.id, asked.search):
         print(line)

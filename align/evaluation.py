@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from align import pairwise, records, rewards, stats
+from align import records, rewards, stats
 from align.artifacts import Model, RewardModel
 from align.asking import Asked, Item, Said, identity, name_of, takes
 from align.errors import StageFailed
 from align.out import Out
+from align.scoring import pairwise
 from align.settings import Task
 from align.stats import Estimate
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from align import chat, data, generate
+from align import chat, data
 from align.artifacts import Prompts
 from align.data import Source
+from align.generation import generate
 from align.out import Out
 
 MOST = 64

@@ -31,7 +31,7 @@ from align.chat import CONTENT, CONTEXT
 from align.errors import StageFailed
 from align.logprobs import in_float32, tolerance
 from align.out import Out
-from align.scores import accuracy
+from align.scoring.scores import accuracy
 from align.settings import Dialog
 from align.training import Ordered
 

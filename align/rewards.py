@@ -181,7 +181,7 @@ def _loads(place: int, reward: Reward) -> Any:
     models = consumed(reward)
     if len(models) != 1 or not isinstance(models[0], RewardModel):
         return place
-    from align import scores
+    from align.scoring import scores
 
     return scores.base(models[0]) or place
 

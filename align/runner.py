@@ -11,12 +11,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from align import launch, nodes, processes, report, space, store
+from align import launch, nodes, processes, space, store
 from align.artifacts import Model, read_json
 from align.errors import GateStopped, Problem, RecipeError, StageFailed
 from align.processes import Forked, Fresh, Server, Stuck
 from align.progress import Screen, in_words
 from align.recipe import ATTEMPTS
+from align.reporting import report
 
 if TYPE_CHECKING:
     from align.recipe import Plan, Planned

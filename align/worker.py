@@ -27,10 +27,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from align import launch, nodes, pool, processes, records, slurm, store, versions
+from align import launch, nodes, processes, records, slurm, store, versions
 from align.artifacts import Model, read_json
 from align.errors import GateStopped, RecipeError, StageFailed
 from align.out import Out
+from align.parallel import pool
 from align.settings import Stage
 
 

@@ -66,8 +66,8 @@ def base(folder: Path) -> Any:
 
 def score(folder: Path, load: Callable[[Any], Any]) -> None:
     """Both reward models, loaded one after the other and kept, score some rows."""
-    from align import scores
     from align.artifacts import RewardModel
+    from align.scoring import scores
 
     rows = [[1, *range(5, 5 + n), 4] for n in range(8, 72)]
     kept = [load(RewardModel(folder / f"reward_{i}")) for i in range(2)]
@@ -76,7 +76,7 @@ def score(folder: Path, load: Callable[[Any], Any]) -> None:
 
 def score_one_base(folder: Path) -> None:
     """As the stage `score` does."""
-    from align import scores
+    from align.scoring import scores
 
     score(folder, lambda model: scores.load(model)[0])
 

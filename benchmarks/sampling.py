@@ -139,7 +139,7 @@ def in_turn(cases: dict[str, Speed], rounds: int) -> dict[str, list[float]]:
 
 def engines(world: World, n: int, threads: int, rounds: int) -> float:
     """The table of engines; returns our tokens per second."""
-    from align import generate, paged
+    from align.generation import generate, paged
 
     order = list(range(len(world.prompts)))
     sides = {"as they come": order, "sorted": sorted(order, key=lambda i: len(world.prompts[i]))}
@@ -184,8 +184,8 @@ def draws(rounds: int) -> None:
     """One step's draw against softmax and `torch.multinomial`."""
     import torch
 
-    from align import noise
-    from align.decoding import OPTIONS
+    from align.generation import noise
+    from align.generation.decoding import OPTIONS
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
@@ -217,7 +217,7 @@ def draws(rounds: int) -> None:
 
 def growth(world: World, n: int, rounds: int) -> None:
     """Seconds as prompts, answers and their length double twice."""
-    from align import generate
+    from align.generation import generate
 
     few, short = len(world.prompts) // 4, world.options["max_new_tokens"] // 8
     print("\n| tokens/s with | 1 × | 2 × | 4 × |\n|---|---|---|---|")
@@ -244,7 +244,7 @@ def growth(world: World, n: int, rounds: int) -> None:
 
 def sizes(world: World, n: int) -> None:
     """Bytes of a candidate: in the device's memory, and on the disk."""
-    from align import columns, generate
+    from align.generation import columns, generate
 
     drawn = generate.generate(
         world.model, world.tokenizer, world.prompts, world.ids, n=n, generation=world.options
@@ -265,7 +265,7 @@ def limit(world: World, speed: float) -> None:
     """What a GPU's bandwidth allows: a step reads the weights once, and every row's keys."""
     import torch
 
-    from align import columns
+    from align.generation import columns
 
     block = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     other = torch.empty_like(block)

@@ -9,7 +9,7 @@ they come, at each batch size of `SIZES`, and its best one counts. Times are CPU
 wall seconds.
 
 `whole` is ours with every dialog read from its beginning; `prefix` reads each prompt once for its
-answers, whatever the proportion. `reward/model.py` chooses: see `WORTH` in align/prefixes.py.
+answers, whatever the proportion. `reward/model.py` chooses: `WORTH` in align/scoring/prefixes.py.
 
 Prints the table of RESULTS.md: medians of the ratios, round by round.
 """
@@ -67,7 +67,7 @@ def make_dialogs(mix: tuple[int, int], prompts: int, n: int) -> list[tuple[Any, 
 
 def ours(network: Any, tokenizer: Any, dialogs: list[tuple[Any, Any]], worth: float) -> list[Any]:
     """What `reward/model.py` does."""
-    from align import prefixes, scores
+    from align.scoring import prefixes, scores
 
     prefixes.WORTH = worth
     prompts, answers = zip(*dialogs, strict=True)
@@ -100,7 +100,7 @@ def main() -> None:
     asked = parser.parse_args()
     from transformers import pipeline
 
-    from align import prefixes, scores
+    from align.scoring import prefixes, scores
 
     chosen = prefixes.WORTH
     with tempfile.TemporaryDirectory() as name:

@@ -46,7 +46,8 @@ def prepare(folder: Path, prompts: int, words: int, **shape: int) -> None:
 
 def one(settings: dict[str, Any]) -> dict[str, Any]:
     """Make the stage here, as its process would; what it took."""
-    from align import recipe, shards, store
+    from align import recipe, store
+    from align.parallel import shards
 
     written = {**RECIPE, "stages": {"sample": {**RECIPE["stages"]["sample"], **settings}}}  # type: ignore[dict-item]
     Path("recipe.yaml").write_text(json.dumps(written))

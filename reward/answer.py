@@ -3,10 +3,10 @@
 import re
 from typing import Any, Literal
 
-from align import answers
 from align.errors import StageFailed
 from align.rewards import text
 from align.settings import Dialog, Reward
+from align.verifiers import answers
 
 
 class Answer(Reward):

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from align import sandbox
 from align.errors import StageFailed
 from align.rewards import text
-from align.sandbox import Check, Verdict
 from align.settings import Dialog, Reward
+from align.verifiers import sandbox
+from align.verifiers.sandbox import Check, Verdict
 
 BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 CHECK = re.compile(r"^def check\(candidate\)", re.MULTILINE)

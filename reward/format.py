@@ -11,9 +11,9 @@ from pydantic import PrivateAttr, field_validator, model_validator
 from align.errors import StageFailed
 from align.extras import need
 from align.rewards import text
-from align.schemas import checker, parse
 from align.settings import Dialog, Reward
-from align.toolcalls import valid
+from align.verifiers.schemas import checker, parse
+from align.verifiers.toolcalls import valid
 
 _BLOCK = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 

@@ -4,11 +4,11 @@ from typing import Any
 
 from pydantic import model_validator
 
-from align.constraints import followed
 from align.errors import StageFailed
 from align.extras import need
 from align.rewards import Numbers, text
 from align.settings import Dialog, Reward
+from align.verifiers.constraints import followed
 
 
 class Instructions(Reward):

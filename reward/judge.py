@@ -6,10 +6,10 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field, PrivateAttr
 
-from align import judging
-from align.endpoint import Server
 from align.errors import StageFailed
+from align.generation.endpoint import Server
 from align.rewards import text
+from align.scoring import judging
 from align.settings import Dialog, Reward
 
 RUBRIC = (

@@ -7,10 +7,10 @@ from pydantic import model_validator
 
 from align.errors import StageFailed
 from align.extras import need
-from align.languages import codes, likely, prose
 from align.options import nearest
 from align.rewards import text
 from align.settings import Dialog, Reward
+from align.verifiers.languages import codes, likely, prose
 
 LETTERS = 20
 """Fewer say too little: of Django's translations into 51 languages langdetect names the right one

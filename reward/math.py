@@ -7,9 +7,9 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from align.errors import StageFailed
 from align.extras import need
-from align.killable import Lost, Pool
 from align.rewards import text
 from align.settings import Dialog, Reward
+from align.verifiers.killable import Lost, Pool
 
 FIRST = (r"$\frac{1}{2} + x$ and \boxed{(1, 2]}", r"\{x^2\}")
 
@@ -50,7 +50,7 @@ class Math(Reward):
             )
         if self._pool is None:
             count = self.workers or min(os.cpu_count() or 1, 8)  # each takes 100 MB
-            self._pool = Pool("align.expressions:equal", self.timeout, FIRST, count)
+            self._pool = Pool("align.verifiers.expressions:equal", self.timeout, FIRST, count)
         pairs = [
             (text(one), str(right))
             for one, right in zip(completions, columns[self.column], strict=True)

@@ -27,7 +27,7 @@ class ModelReward(Reward):
         self, *, prompts: list[Dialog], completions: list[Dialog], **columns: list[Any]
     ) -> list[float | None]:
         """One score per answer."""
-        from align import scores
+        from align.scoring import scores
 
         if self._loaded is None:
             self._loaded = scores.load(self.model)

@@ -22,12 +22,12 @@ from pathlib import Path
 
 from pydantic import Field
 
-from align import shards
 from align.artifacts import Prompts, Samples
 from align.data import Source, mix
 from align.errors import StageFailed
+from align.parallel import shards
+from align.parallel.workers import Workers
 from align.settings import Stage
-from align.workers import Workers
 
 
 class Shout(Stage):

@@ -13,11 +13,12 @@ import pytest
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from align import adapters, chat, models, precision, recipe, scores, shelf
+from align import adapters, chat, models, precision, recipe, shelf
 from align.artifacts import Model, RewardModel, Samples
 from align.data import Source
 from align.errors import RecipeError, StageFailed
 from align.out import Out
+from align.scoring import scores
 from align.settings import Reward
 from align.stages.reward_model import TrainRewardModel
 from align.stages.score import Score
@@ -790,7 +791,7 @@ def test_a_chain_on_a_4_bit_base(
     import bitsandbytes
     import torch
 
-    from align.generate import folded
+    from align.generation.generate import folded
 
     write_rows("conversations.jsonl", [{"prompt": f"Say {i}", "response": "red"} for i in range(8)])
     pairs = [{"prompt": f"Ask {i}", "chosen": "Yes.", "rejected": "no"} for i in range(16)]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from align import rewards, shelf
-from align.answers import letter, number
 from align.settings import Reward
+from align.verifiers.answers import letter, number
 
 DATA = Path(os.environ.get("ALIGN_DATA", "none"))
 real = pytest.mark.skipif(not DATA.is_dir(), reason="ALIGN_DATA is not set")

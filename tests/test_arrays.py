@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from shouting import content, project, shout
 
-from align import arrays, processes, recipe, runner, shards, slurm, store
+from align import processes, recipe, runner, slurm, store
 from align.errors import RecipeError, StageFailed
 from align.out import Out
-from align.workers import Workers
+from align.parallel import arrays, shards
+from align.parallel.workers import Workers
 
 __all__ = ["project"]
 

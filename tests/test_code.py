@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from align import rewards, sandbox, shelf
+from align import rewards, shelf
 from align.errors import StageFailed
 from align.settings import Reward
+from align.verifiers import sandbox
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("ALIGN_DATA", "/nowhere"))
@@ -369,7 +370,7 @@ def test_nothing_is_left_of_an_answer_that_never_ends(
 @needs_sandbox
 def test_nothing_outlives_a_parent_that_is_killed() -> None:
     program = """
-        from align.sandbox import Check, run
+        from align.verifiers.sandbox import Check, run
         run(Check("def f():\\n    while True: pass", ("assert f() == 42",)), 600, 2**28)
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from align.combining import Combine, combined, inputs, logit, members
-from align.moments import Moments
+from align.scoring.combining import Combine, combined, inputs, logit, members
+from align.scoring.moments import Moments
 
 NAMES = ["helpful", "safe", "length"]
 NUMBERS = {"helpful": 2.0, "safe": -1.0, "length": 4.0}

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from serving import VLLM, Fake, busy, serve
 
-from align import chat, endpoint, generate, models, recipe
+from align import chat, models, recipe
 from align.artifacts import Model, Samples
 from align.data import Source
-from align.endpoint import Endpoint, Engine
 from align.errors import StageFailed
 from align.estimate import totals
-from align.generate import Completion
+from align.generation import endpoint, generate
+from align.generation.endpoint import Endpoint, Engine
+from align.generation.generate import Completion
 from align.out import Out
 from align.settings import Settings
 from align.stages.sample import Sample
@@ -352,7 +353,7 @@ def test_an_empty_choice_is_no_answer(ask: Ask, fake: Fake, out: Out) -> None:
 def test_a_server_that_refuses_everything_is_not_asked_to_the_end(
     ask: Ask, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from align import served
+    from align.generation import served
 
     monkeypatch.setattr(served, "REFUSED", 3)
     probed = 16  # tokens
@@ -368,14 +369,14 @@ def test_a_server_that_refuses_everything_is_not_asked_to_the_end(
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    from align import probe
+    from align.generation import probe
 
     monkeypatch.setitem(probe.GREEDY, "max_new_tokens", 8)
 
 
 def draws(network: Any, tokenizer: Any) -> Callable[[list[int]], tuple[list[int], float]]:
     """What a server draws greedily from a model."""
-    from align import probe
+    from align.generation import probe
 
     def draw(prompt: list[int]) -> tuple[list[int], float]:
         [(_, [answer])] = generate.generate(

@@ -169,7 +169,7 @@ def test_keys_and_values_of_drawn_answers_take_what_is_estimated(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from align import columns, generate
+    from align.generation import columns, generate
 
     path = base(**SMALL, max_position_embeddings=512)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()

@@ -12,11 +12,11 @@ import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig
 
-from align import batch, columns
-from align.decoding import OPTIONS, problems
-from align.generate import Completion, folded, generate, likelihoods, redrawn, stop_ids
-from align.noise import draw as draw_tokens
-from align.noise import exponential, mix, row_seed
+from align.generation import batch, columns
+from align.generation.decoding import OPTIONS, problems
+from align.generation.generate import Completion, folded, generate, likelihoods, redrawn, stop_ids
+from align.generation.noise import draw as draw_tokens
+from align.generation.noise import exponential, mix, row_seed
 
 
 @pytest.fixture(scope="module")

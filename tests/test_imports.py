@@ -14,7 +14,7 @@ HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bits
 LAYERS = (
     {"errors"},
     {"yaml", "options", "artifacts"},
-    {"models", "generate", "hub"},
+    {"models", "generation", "hub"},
     {"stages"},
     {"recipe"},
     {"runner", "worker"},

@@ -9,10 +9,10 @@ import pytest
 
 from align import data, rewards, shelf
 from align.artifacts import Prompts
-from align.constraints import KINDS, followed
 from align.errors import StageFailed
-from align.sentences import capital_words, sentences
 from align.settings import Reward
+from align.verifiers.constraints import KINDS, followed
+from align.verifiers.sentences import capital_words, sentences
 
 DATA = os.environ.get("ALIGN_DATA")
 EN = "the weather is fine today and we are going to walk along the river with our friends"

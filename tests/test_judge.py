@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from serving import Fake, busy, serve
 
-from align import endpoint, rewards, shelf
+from align import rewards, shelf
 from align.errors import StageFailed
+from align.generation import endpoint
 from align.settings import Dialog, Reward
 
 PROMPTS: list[Dialog] = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from align.killable import Lost, Pool
+from align.verifiers.killable import Lost, Pool
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_function_that_cannot_be_imported_is_an_error_and_not_a_result(
 def test_nothing_outlives_a_parent_that_is_killed() -> None:
     program = """
         from pathlib import Path
-        from align.killable import Pool
+        from align.verifiers.killable import Pool
         pool = Pool("time:sleep", 1.0, (0,), 2)
         pool.map([(0,), (0,)])
         for task in Path("/proc/self/task").iterdir():

@@ -182,7 +182,8 @@ def test_the_same_command_on_two_machines_makes_one_artifact(start: Callable[...
 LEADER = """
 import os, sys, time
 from pathlib import Path
-from align import recipe, report, store
+from align import recipe, store
+from align.reporting import report
 here = recipe.read("mine.yaml")
 record, path = here.stages["first"].record, here.stages["first"].artifact.path
 work = store.partial(path)

@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 
-from align import generate, noise, paged
 from align.artifacts import Model
 from align.data import Source
 from align.errors import StageFailed
+from align.generation import generate, noise, paged
 from align.out import Out
 from align.stages.sample import Sample
 

@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from align.pairwise import (
+from align.scoring.pairwise import (
     alike,
     calibration_error,
     correlation,

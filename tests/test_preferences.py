@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from align import pairwise, scores, shelf
+from align import shelf
 from align.artifacts import RewardModel
 from align.data import Source
 from align.out import Out
 from align.preference import comparisons
+from align.scoring import pairwise, scores
 from align.settings import Task
 from align.stages.evaluate import Evaluate
 

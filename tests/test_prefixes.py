@@ -17,7 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from align import prefixes, scores
+from align.scoring import prefixes, scores
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 99, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,

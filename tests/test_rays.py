@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from shouting import content, project, shout
 
-from align import processes, rays, shards, store
+from align import processes, store
 from align.errors import StageFailed
 from align.out import Out
-from align.workers import Workers
+from align.parallel import rays, shards
+from align.parallel.workers import Workers
 
 __all__ = ["project"]
 

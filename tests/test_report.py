@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from align import report
 from align.artifacts import Artifact, Conversations, Model, Report, RewardModel, Scored
 from align.recipe import Plan, Planned
+from align.reporting import report
+from align.reporting.wording import verdict
 from align.settings import Stage
-from align.wording import verdict
 
 
 def score(model: str, task: str, metric: str, mean: float, **more: Any) -> dict[str, Any]:

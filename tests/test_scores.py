@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from align.scores import accuracy, scores
+from align.scoring.scores import accuracy, scores
 
 ROWS = [[1, 4, 70 + i, *range(80, 80 + i * 3), 6] for i in range(12)]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from shouting import content, project, shout
 
-from align import shards
 from align.artifacts import Samples
 from align.out import Out
+from align.parallel import shards
 
 __all__ = ["project"]
 

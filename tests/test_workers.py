@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from shouting import content, project, shout
 
-from align import pool, processes, shards, store
+from align import processes, store
 from align.errors import StageFailed
 from align.out import Out
-from align.workers import Workers
+from align.parallel import pool, shards
+from align.parallel.workers import Workers
 
 __all__ = ["project"]
 

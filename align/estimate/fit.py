@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from align import launch, recipe, records
 from align.artifacts import Model, RewardModel
-from align.decoding import ROWS
 from align.errors import RecipeError, StageFailed
 from align.estimate import totals
 from align.estimate.anatomy import Anatomy, anatomy
+from align.generation.decoding import ROWS
 from align.settings import Stage
 from align.shapes import Unknown
 

@@ -11,13 +11,14 @@ import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from align import adapters, decoding, launch, records
+from align import adapters, launch, records
 from align.artifacts import Model, RewardModel, Samples
-from align.decoding import ROWS
-from align.endpoint import Endpoint
 from align.estimate import memory, steps
 from align.estimate.anatomy import Anatomy, anatomy, configured
 from align.estimate.memory import GIB, Parts
+from align.generation import decoding
+from align.generation.decoding import ROWS
+from align.generation.endpoint import Endpoint
 from align.settings import Stage
 from align.shapes import Shape, Unknown
 from align.signatures import options

@@ -11,9 +11,9 @@ from pydantic import Field
 from align import records, rewards
 from align.artifacts import Model, Report, RewardModel
 from align.asking import identity, name_of, takes, tell_apart
-from align.decoding import problems
 from align.errors import GateStopped
 from align.gates import Gate
+from align.generation.decoding import problems
 from align.out import Out
 from align.settings import Settings, Stage, Task
 
@@ -79,7 +79,7 @@ class Evaluate(Stage):
     def run(self, out: Out) -> Report:
         """Ask, grade, compare, judge."""
         from align import evaluation
-        from align.wording import gate_sentence
+        from align.reporting.wording import gate_sentence
 
         self._tell_apart()
         results = evaluation.measure(self.models, self.tasks, self.seed, self.rows, out)

@@ -71,7 +71,7 @@ class TrainRewardModel(Stage):
 
     def run(self, out: Out) -> RewardModel:
         """Train, write the adapter or the whole model, measure it as it was written."""
-        from align.scores import measure
+        from align.scoring.scores import measure
 
         metrics, held_out = self._train(out)
         made = RewardModel(out.path)

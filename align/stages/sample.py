@@ -8,15 +8,17 @@ from typing import Any
 
 from pydantic import Field
 
-from align import draws, models, shards
+from align import models
 from align.artifacts import Model, Prompts, Samples
 from align.data import Source, mix
-from align.decoding import Generation, problems
-from align.draws import Draw
-from align.endpoint import Engine
+from align.generation import draws
+from align.generation.decoding import Generation, problems
+from align.generation.draws import Draw
+from align.generation.endpoint import Engine
 from align.out import Out
+from align.parallel import shards
+from align.parallel.workers import Workers
 from align.settings import Stage
-from align.workers import Workers
 
 SHARD = 1024
 """Answers of a shard unless `shard:` says how many prompts: seconds to minutes of work."""
@@ -96,7 +98,7 @@ class Sample(Stage):
 
     def worker(self, out: shards.Shard) -> shards.Work:
         """Load the model; the answers of a shard are drawn together, one draw after the other."""
-        from align import engines
+        from align.generation import engines
 
         ask = engines.ready(self.engine, self.model, seed=self.seed, rows=self.rows, out=out)
 

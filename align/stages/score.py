@@ -7,13 +7,15 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from align import combining, models, rewards, scoring, shards
+from align import models, rewards
 from align.artifacts import RewardModel, Samples, Scored
-from align.combining import Combine
 from align.out import Out
+from align.parallel import shards
+from align.parallel.workers import Workers
 from align.records import consumed
+from align.scoring import combining, scorer
+from align.scoring.combining import Combine
 from align.settings import Reward, Stage
-from align.workers import Workers
 
 
 class Score(Stage):
@@ -63,17 +65,17 @@ class Score(Stage):
         """Score shard by shard, one model after the other; then combine what needs all numbers."""
         rule, names = self._rule(), rewards.names(self.rewards)
         passes = len(rewards.passes(self.rewards))
-        scoring.begin(self.samples, out)
-        shards.make(out, scoring.plan(self.samples, self.shard, passes), self, self.workers)
+        scorer.begin(self.samples, out)
+        shards.make(out, scorer.plan(self.samples, self.shard, passes), self, self.workers)
         if passes > 1 or combining.standardises(rule):
-            scoring.join(out, passes, rule, names)
-        summary = scoring.summary(Scored(out.path), out)
+            scorer.join(out, passes, rule, names)
+        summary = scorer.summary(Scored(out.path), out)
         (out.path / "metrics.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
         return Scored(out.path)
 
     def worker(self, out: shards.Shard) -> shards.Work:
         """Asks the rewards of a pass about a shard's answers, one reward after the other."""
-        return scoring.Scorer(self.rewards, self._rule(), out)
+        return scorer.Scorer(self.rewards, self._rule(), out)
 
     def _rule(self) -> combining.Rule:
         return self.combine or {rewards.names(self.rewards)[0]: 1.0}

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from align import asking, generate, records, shelf
+from align import asking, records, shelf
 from align.artifacts import Model, RewardModel
 from align.data import Source
 from align.errors import GateStopped, StageFailed
 from align.evaluation import Results, content
 from align.gates import Gate
+from align.generation import generate
 from align.out import Out
 from align.settings import Reward, Task
 from align.stages.evaluate import Comparison, Evaluate

@@ -12,12 +12,13 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
-from align import models, records, scores
+from align import models, records
 from align.artifacts import Model, RewardModel
 from align.data import Source
 from align.errors import StageFailed
 from align.out import Out
 from align.preference import comparisons, hold_out
+from align.scoring import scores
 from align.stages.reward_model import Gate, TrainRewardModel
 
 Write = Callable[[str, list[dict[str, Any]]], Path]

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from shouting import prepare
 
-from align import generate, models
+from align import models
 from align.artifacts import Model, Samples
 from align.data import Source
-from align.draws import Draw
 from align.errors import StageFailed
+from align.generation import generate
+from align.generation.draws import Draw
 from align.out import Out
+from align.parallel.workers import Workers
 from align.stages.sample import Sample
-from align.workers import Workers
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
 

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align import records, rewards, scoring, shelf
+from align import records, rewards, shelf
 from align.artifacts import Samples, Scored
-from align.combining import Combine
 from align.errors import StageFailed
 from align.out import Out
+from align.parallel.workers import Workers
+from align.scoring import scorer
+from align.scoring.combining import Combine
 from align.settings import Reward
 from align.stages.score import Score
-from align.workers import Workers
 
 Row = dict[str, Any]
 
@@ -199,8 +200,8 @@ def test_a_kill_in_any_shard_or_while_joining_ends_with_the_same_bytes(
 
         return wrapped
 
-    kills = [(rewards, "call", 2), (rewards, "call", 4), (scoring.combining, "inputs", 12)]
-    kills += [(scoring, "_with", 7), (scoring, "summary", 1)]
+    kills = [(rewards, "call", 2), (rewards, "call", 4), (scorer.combining, "inputs", 12)]
+    kills += [(scorer, "_with", 7), (scorer, "summary", 1)]
     for place, name, at in kills:
         calls.clear()
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -266,7 +267,7 @@ def test_a_reward_that_fails_on_most_answers_stops_the_stage_with_a_sentence(
 def test_a_reward_that_fails_is_not_tried_on_everything(
     tmp_path: Path, reward: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "SURE", 6)
+    monkeypatch.setattr(scorer, "SURE", 6)
     given = samples(tmp_path, 9, 2)
     bad = reward(FAILS.format("return [1 / (len(t) > 5) for t in texts]"), "fails")
     with pytest.raises(StageFailed, match="fails on 5 of 6 answers, as on answer 0 of p2"):

@@ -1,0 +1,1 @@
+"""Drawing answers from a model: the engines of a `sample` stage."""

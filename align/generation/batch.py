@@ -1,0 +1,302 @@
+"""Answers that are decoded together: a place that one leaves is taken by the next.
+
+Our own loop over `model.forward`. `transformers`' `generate` decodes a batch until its longest
+answer is done, reads a prompt once for each of its answers, and its draws depend on the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import groupby, islice
+from typing import Any, NamedTuple
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache
+
+from align.generation import columns, noise
+from align.generation.columns import Window
+
+EIGHTH = 8
+"""Answers leave when this part of the rows is done: each change of rows costs about a step."""
+
+READ = 16384
+"""Tokens of prompts read at once."""
+
+CHECK = 8
+"""Steps between two looks at what is done, on a GPU: a look makes it wait. What is drawn past an
+end meanwhile is cut."""
+
+
+class Job(NamedTuple):
+    """One answer to be drawn."""
+
+    owner: int
+    """Jobs of the same owner have the same prompt."""
+
+    number: int
+    """Which of the prompt's answers."""
+
+    prompt: list[int]
+    seed: int
+    room: int
+    """The most tokens it may have."""
+
+
+@dataclass
+class Rows:
+    """What is known of each row, on the model's device."""
+
+    began: torch.Tensor
+    """The column of its first token."""
+    joined: torch.Tensor
+    """The column of its first drawn token."""
+    key: torch.Tensor
+    room: torch.Tensor
+    token: torch.Tensor
+    """Drawn last."""
+    tokens: torch.Tensor
+    """All that were drawn; one column more than the longest answer, for what is cut."""
+    length: torch.Tensor
+    logprob: torch.Tensor
+    done: torch.Tensor
+
+    def take(self, index: torch.Tensor) -> Rows:
+        """These rows."""
+        return Rows(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def put(self, places: torch.Tensor, rows: Rows) -> None:
+        """Other rows in these places."""
+        for field in fields(self):
+            getattr(self, field.name)[places] = getattr(rows, field.name)
+
+
+def answers(
+    model: Any,
+    jobs: Sequence[Job],
+    rows: int,
+    limit: int,
+    stops: torch.Tensor,
+    options: dict[str, Any],
+    progress: Callable[[int], None] | None,
+) -> Iterator[tuple[Job, list[int], float]]:
+    """Every job with its tokens and their log-probability, as they are done.
+
+    Args:
+        model: a causal language model in eval mode.
+        jobs: the longest prompts first, those of one owner side by side.
+        rows: answers decoded at once.
+        limit: the most tokens the model can attend to.
+        stops: tokens that end an answer, on the model's device.
+        options: of decoding.py.
+        progress: called with the number of tokens drawn so far, every few steps.
+    """
+    at = drawn = looks = 0
+    while at < len(jobs):
+        batch = Batch(model, jobs[at : at + rows], limit, stops, options)
+        at, drawn = at + len(batch.jobs), drawn + len(batch.jobs)
+        while batch.jobs:
+            done = batch.done()
+            if len(done) * EIGHTH >= len(batch.jobs):
+                yield from batch.leave(done)
+                joining = jobs[at : at + len(done)] if batch.open else []
+                if joining:
+                    batch.join(done[: len(joining)], joining)
+                batch.drop(done[len(joining) :])
+                at, drawn, done = at + len(joining), drawn + len(joining), []
+            if progress is not None and looks % 8 == 0:
+                progress(drawn)
+            looks += 1
+            if batch.jobs:
+                drawn += batch.every * (len(batch.jobs) - len(done))
+                batch.step()
+
+
+class Batch:
+    """Rows that are decoded together. A row that is done stays, and is not looked at."""
+
+    def __init__(
+        self,
+        model: Any,
+        jobs: Sequence[Job],
+        limit: int,
+        stops: torch.Tensor,
+        options: dict[str, Any],
+    ) -> None:
+        self.model, self.limit, self.stops, self.options = model, limit, stops, options
+        self.open = columns.joinable(model.config)
+        """Whether rows may join later."""
+        self.jobs: list[Job | None] = [None] * len(jobs)
+        self.began = [0] * len(jobs)
+        self.window = Window(0, 0)
+        longest = min(options["max_new_tokens"], limit)
+        self.capacity = len(jobs[0].prompt) + longest + columns.SLACK
+        self.cache: Any = None
+        if self.open:
+            self.cache = columns.cache(model.config, self.window, len(jobs), self.capacity)
+        none = torch.zeros(len(jobs), dtype=torch.long, device=model.device)
+        self.rows = Rows(
+            began=none.clone(),
+            joined=none.clone(),
+            key=none.clone(),
+            room=none.clone(),
+            token=none.clone(),
+            tokens=none[:, None].repeat(1, longest + 1),
+            length=none.clone(),
+            logprob=none.double(),
+            done=none == 0,
+        )
+        self.join(list(range(len(jobs))), jobs)
+
+    @property
+    def every(self) -> int:
+        """Steps between two looks at what is done."""
+        return CHECK if self.model.device.type == "cuda" else 1
+
+    def done(self) -> list[int]:
+        """The rows that are done."""
+        found: list[int] = self.rows.done.nonzero()[:, 0].tolist()
+        return found
+
+    @torch.inference_mode()
+    def join(self, places: Sequence[int], jobs: Sequence[Job]) -> None:
+        """Read the jobs' prompts and draw their first tokens, in the rows of these places."""
+        if not any(self.jobs):
+            self.window.start, self.window.end = 0, len(jobs[0].prompt)
+        at = 0
+        for part in _parts(jobs) if self.open else [jobs]:
+            self._join(list(places[at : at + len(part)]), part)
+            at += len(part)
+
+    def _join(self, places: list[int], jobs: Sequence[Job]) -> None:
+        here = torch.tensor(places, device=self.model.device)
+        cache, logits, prompt = _read(self.model, jobs)
+        if self.open:
+            for mine, read in zip(self.cache.layers, cache.layers, strict=True):
+                mine.write(here, read.keys[prompt], read.values[prompt])
+        else:
+            cache.reorder_cache(prompt)
+            self.cache = cache
+        end = self.window.end
+        for place, job in zip(places, jobs, strict=True):
+            self.jobs[place], self.began[place] = job, end - len(job.prompt)
+
+        def column(values: list[int]) -> torch.Tensor:
+            return torch.tensor(values, device=self.model.device)
+
+        rows = self.rows.take(here)
+        rows.began = column([self.began[place] for place in places])
+        rows.joined = torch.full_like(rows.began, end)
+        rows.key = column([job.seed for job in jobs])
+        rows.room = column([job.room for job in jobs])
+        rows.logprob.zero_()
+        rows.done.zero_()
+        self._draw(rows, logits[prompt])
+        self.rows.put(here, rows)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Draw the next `every` tokens of every row."""
+        for _ in range(self.every):
+            if self.open and self.window.end == self.capacity:
+                self._move(list(range(len(self.jobs))))
+            window, rows = self.window, self.rows
+            mask = None
+            if any(began != window.start for began in self.began):
+                place = torch.arange(window.start, window.end + 1, device=rows.began.device)
+                mask = (place >= rows.began[:, None]).long()
+            # A row that is done may be past the model's last position.
+            position = (window.end - rows.began).clamp_(max=self.limit - 1)
+            logits = self.model(
+                input_ids=rows.token[:, None],
+                attention_mask=mask,
+                position_ids=position[:, None],
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            window.end += 1
+            self._draw(rows, logits)
+
+    def _draw(self, rows: Rows, logits: torch.Tensor) -> None:
+        step = self.window.end - rows.joined
+        token, gained = noise.draw(logits, rows.key, step, self.options, self.stops)
+        rows.token = token
+        rows.tokens.scatter_(1, step.clamp(max=rows.tokens.shape[1] - 1)[:, None], token[:, None])
+        rows.logprob += torch.where(rows.done, 0.0, gained.double())
+        ended = (token[:, None] == self.stops).any(1) | (step + 1 >= rows.room)
+        rows.length = torch.where(rows.done, rows.length, step + 1)
+        rows.done |= ended
+
+    def leave(self, places: Sequence[int]) -> Iterator[tuple[Job, list[int], float]]:
+        """What rows that are done have drawn. Their places are free then."""
+        rows = self.rows.take(torch.tensor(places, device=self.model.device))
+        drawn = zip(rows.tokens.tolist(), rows.length.tolist(), rows.logprob.tolist(), strict=True)
+        for place, (tokens, length, logprob) in zip(places, drawn, strict=True):
+            job = self.jobs[place]
+            assert job is not None, "a place is left once"
+            self.jobs[place] = None
+            yield job, tokens[:length], logprob
+
+    def drop(self, places: Sequence[int]) -> None:
+        """Rows that nobody takes; without any, columns that no row needs any longer."""
+        if places:
+            self._move([row for row in range(len(self.jobs)) if row not in set(places)])
+        elif self.open:
+            self.window.start = min(self.began)
+
+    @torch.inference_mode()
+    def _move(self, kept: list[int]) -> None:
+        """Keep these rows, and only the columns that they need."""
+        index = torch.tensor(kept, dtype=torch.long, device=self.model.device)
+        self.jobs = [self.jobs[row] for row in kept]
+        self.began = [self.began[row] for row in kept]
+        self.rows = self.rows.take(index)
+        if not self.open:
+            self.cache.reorder_cache(index)
+            return
+        done, window = set(self.done()), self.window
+        needed = [began for row, began in enumerate(self.began) if row not in done]
+        window.start = min(needed, default=window.end)
+        for layer in self.cache.layers:
+            layer.move(index)
+        self.began = [began - window.start for began in self.began]
+        self.rows.began -= window.start
+        self.rows.joined -= window.start
+        window.start, window.end = 0, window.end - window.start
+
+
+def _parts(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+    """Jobs whose prompts are read at once."""
+    at = 0
+    while at < len(jobs):
+        most = max(1, READ // len(jobs[at].prompt))
+        prompts = groupby(jobs[at:], key=lambda job: job.owner)
+        part = [job for _, group in islice(prompts, most) for job in group]
+        yield part
+        at += len(part)
+
+
+def _read(model: Any, jobs: Sequence[Job]) -> tuple[Cache, torch.Tensor, torch.Tensor]:
+    """The prompts' keys and values, the logits after them, and which prompt is each job's.
+
+    A prompt is read once for all its jobs. Padding is on the left, so that all end together.
+    """
+    groups = [list(group) for _, group in groupby(jobs, key=lambda job: job.owner)]
+    prompts = [group[0].prompt for group in groups]
+    width = max(map(len, prompts))
+    input_ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts])
+    began = torch.tensor([width - len(ids) for ids in prompts])
+    mask = (torch.arange(width) >= began[:, None]).long()
+    position = (torch.arange(width) - began[:, None]).clamp_(min=0)
+    cache = DynamicCache(config=model.config)
+    logits = model(
+        input_ids=input_ids.to(model.device),
+        attention_mask=mask.to(model.device) if began.any() else None,
+        position_ids=position.to(model.device),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    sizes = torch.tensor([len(group) for group in groups], device=model.device)
+    return cache, logits, torch.arange(len(groups), device=model.device).repeat_interleave(sizes)

@@ -1,0 +1,338 @@
+"""Answers from a served model: as many as are wanted, and what was said is never asked again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from align import chat
+from align.artifacts import Model
+from align.errors import StageFailed
+from align.generation import noise
+from align.generation.decoding import OPTIONS
+from align.generation.dialects import DIALECTS, Options
+from align.generation.endpoint import Client, Endpoint, Refused, ask_all
+from align.generation.generate import Completion
+from align.generation.notes import Notes
+from align.out import Out
+from align.settings import Dialog
+
+GREEDY = 3
+"""Pairs of greedy answers that are asked for: one is the same, though near ties can part some."""
+
+FEWER = 3
+"""So many times in a row a server may leave out answers that it was asked for."""
+
+REFUSED = 32
+"""So many prompts may be refused before any has an answer."""
+
+PROBE: Dialog = [{"role": "user", "content": "Tell me something about the weather."}]
+"""What a server is asked first, twice in one request, 16 tokens at temperature 2: answers that are
+the same come from a server that copies them."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for one prompt; `prompt` are its tokens, `options` all those of decoding."""
+
+    id: str
+    prompt: list[int]
+    dialog: Dialog
+    tools: Any
+    wanted: range
+    seed: int
+    options: Options
+
+
+class Served:
+    """A served model, and how its server is asked; made by `Endpoint.open`.
+
+    `facts` is for `metrics.json`: what was found out about the server.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, model: Model, tokenizer: Any, context: int, out: Out
+    ) -> None:
+        self.endpoint = endpoint
+        self.tokenizer = tokenizer
+        self.name = endpoint.model or served_name(model)
+        self.context = context
+        self.out = out
+        self.at_once = True
+        """Whether the server gives several answers to one request."""
+
+        self._dialect: Callable[[Options, list[int]], Options] = DIALECTS[0]
+        self._answered = False
+        self._ends = sorted({tokenizer.eos_token_id, chat.end_of_turn(tokenizer)} - {None})
+        self.facts: dict[str, Any] = {
+            "url": endpoint.url,
+            "served": self.name,
+            "send": endpoint.send,
+            "probe": endpoint.probe,
+            "same_draw": False,
+        }
+        for _ in ask_all(endpoint, lambda client: [self._meet(client)]):
+            pass
+        if endpoint.probe == "local":
+            from align.generation import probe
+
+            self.facts |= probe.check(self, model)
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        ids: Sequence[str],
+        *,
+        dialogs: Sequence[Dialog],
+        tools: Sequence[Any] | None = None,
+        n: int = 1,
+        first: int = 0,
+        seed: int = 0,
+        generation: Options | None = None,
+        kept: Path | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Ask for `n` answers to every prompt; yields (the prompt's index, its answers).
+
+        A prompt that the server refuses, or leaves without an answer several times, has the answers
+        that were got, mostly none; it is counted as `dropped.refused`, with what was said.
+
+        Args:
+            prompts: token ids of each prompt; those of `send: messages` say how long it is.
+            ids: of each prompt, unique.
+            dialogs: the prompts as messages.
+            tools: of each prompt, or None.
+            n: answers per prompt.
+            first: index of the first of them.
+            seed: the answers' seeds derive from it, the prompt's id and the index.
+            generation: options of `GenerationConfig`, those in decoding.py.
+            kept: a file for the answers as they come. Those it holds are not asked for again.
+            progress: called with the number of tokens got so far.
+
+        Raises:
+            StageFailed: see `Client.post`; an option that the server does not have; 32 prompts
+                refused before one was answered.
+        """
+        options = {**OPTIONS, **(generation or {})}
+        self._dialect(options, [])  # what the server cannot do is said before it is asked
+        notes = Notes(kept)
+        wanted = range(first, first + n)
+        asked = [
+            Request(*row, wanted, seed, options)
+            for row in zip(ids, prompts, dialogs, tools or [None] * len(ids), strict=True)
+        ]
+        got = 0
+        for i, answers in ask_all(
+            self.endpoint, lambda client: [self._answers(client, notes, one) for one in asked]
+        ):
+            got += sum(len(answer.token_ids) for answer in answers)
+            if progress is not None:
+                progress(got)
+            yield i, answers
+
+    async def _answers(self, client: Client, notes: Notes, asked: Request) -> list[Completion]:
+        """One prompt's answers: those that are known, and the missing until none is."""
+        known = notes.answers.setdefault(asked.id, {})
+        if len(asked.prompt) >= self.context:
+            self._refuse(notes, asked.id, f"{len(asked.prompt)} of {self.context} tokens")
+            return []
+        idle = 0
+        while missing := [k for k in asked.wanted if k not in known]:
+            groups = [missing] if self.at_once else [[k] for k in missing]
+            try:
+                await asyncio.gather(*(self._ask(client, notes, asked, group) for group in groups))
+            except Refused as refusal:
+                self._refuse(notes, asked.id, str(refusal))
+                break
+            idle = idle + 1 if len(missing) == sum(k not in known for k in missing) else 0
+            if idle == FEWER:
+                self._refuse(notes, asked.id, f"no answer, {FEWER} times")
+                break
+        return [known[k] for k in asked.wanted if k in known]
+
+    async def _ask(self, client: Client, notes: Notes, asked: Request, group: list[int]) -> None:
+        """One request for the answers of a group, which are noted as far as they came."""
+        choices = await client.post(self._path, self._body(asked, group), self._choices)
+        if len(choices) == 1 < len(group):
+            self.at_once = False
+        whole = [choice for choice in choices if choice is not None]
+        for k, (text, token_ids, logprob, finish) in zip(group, whole, strict=False):
+            notes.add(asked.id, Completion(k, text, token_ids, logprob, finish))
+            self._answered = True
+
+    def _refuse(self, notes: Notes, id: str, reason: str) -> None:
+        notes.refuse(id, reason)
+        self.out.count("dropped.refused", example={"id": id, "said": reason})
+        if not self._answered and len(notes.refused) >= REFUSED:
+            raise StageFailed(
+                f"{self.endpoint.url} has refused {REFUSED} prompts and answered none. It says: "
+                f"{reason}."
+            )
+
+    # What goes over the wire
+
+    @property
+    def _path(self) -> str:
+        return "/completions" if self.endpoint.send == "tokens" else "/chat/completions"
+
+    def _body(self, asked: Request, group: list[int]) -> Options:
+        options, room = asked.options, self.context - len(asked.prompt)
+        options = options | {"max_new_tokens": min(options["max_new_tokens"], room)}
+        body = {
+            "model": self.name,
+            "n": len(group),
+            "max_tokens": options["max_new_tokens"],
+            "temperature": options["temperature"] if options["do_sample"] else 0.0,
+            "top_p": options["top_p"] if options["do_sample"] else 1.0,
+            # 31 bits, which every server takes
+            "seed": noise.row_seed(asked.seed, asked.id, group[0]) & 0x7FFFFFFF,
+            **self._dialect(options, self._stops(options)),
+        }
+        if self.endpoint.send == "tokens":
+            return {**body, "prompt": asked.prompt, "logprobs": 1}
+        tools = json.loads(asked.tools) if isinstance(asked.tools, str) else asked.tools
+        named = {"tools": tools} if tools else {}
+        return {**body, "messages": asked.dialog, "logprobs": True, **named}
+
+    def _stops(self, options: Options) -> list[int]:
+        """What ends an answer besides what the server knows: the end of a turn in our template."""
+        named = options["eos_token_id"]
+        if named is None:
+            return self._ends
+        return [named] if isinstance(named, int) else list(named)
+
+    def _choices(self, reply: Any) -> list[Choice | None]:
+        return [self._choice(choice) for choice in reply["choices"]]
+
+    def _both(self, reply: Any) -> tuple[Any, list[Choice | None]]:
+        return reply, self._choices(reply)
+
+    def _choice(self, choice: Any) -> Choice | None:
+        """Text, token ids, log-probability, finish; None for what is no answer."""
+        message = choice.get("message") or {}
+        text = choice["text"] if "text" in choice else message["content"]
+        token_ids = _token_ids(choice)
+        if choice["finish_reason"] not in ("stop", "length", "tool_calls"):
+            return None  # filtered or aborted
+        if token_ids is not None:
+            text = self.tokenizer.decode(
+                token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        elif message.get("tool_calls"):
+            raise Refused(
+                "It takes calls of tools out of the text. Serve it without a parser for them, or "
+                "send: tokens"
+            )
+        elif text is None:
+            return None
+        else:
+            token_ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        finish = "length" if choice["finish_reason"] == "length" else "stop"
+        return text, list(token_ids), _logprob(choice.get("logprobs")), finish
+
+    # The first request
+
+    async def _meet(self, client: Client) -> None:
+        """See that the model is served, and learn in which words it is asked."""
+        names = await client.models()
+        if names is not None:
+            if self.name not in names:
+                raise StageFailed(self._another(list(names)))
+            told = names[self.name] or max(filter(None, names.values()), default=self.context)
+            self.context = min(self.context, told)  # vLLM says it of the base, not of an adapter
+        prompt = chat.prompt(self.tokenizer, PROBE)
+        options = {**OPTIONS, "temperature": 2.0, "max_new_tokens": 16}
+        asked = Request("probe", prompt, PROBE, None, range(2), 0, options)
+        said = ""
+        for self._dialect in DIALECTS:
+            try:
+                reply, choices = await client.post(
+                    self._path,
+                    self._body(asked, [0, 1]),
+                    lambda reply: (reply, self._choices(reply)),
+                )
+                break
+            except Refused as refusal:
+                said = str(refusal)
+        else:
+            remedy = " Try `send: messages`." if self.endpoint.send == "tokens" else ""
+            raise StageFailed(f"{self.endpoint.url} refuses a plain request: {said}.{remedy}")
+        self._learn(prompt, reply, choices)
+        await self._obeys(client, asked)
+
+    async def _obeys(self, client: Client, asked: Request) -> None:
+        """See that a request's own options count, at temperature 2 and greedily.
+
+        `transformers serve --continuous-batching` (5.23) takes those of its first request for all.
+        """
+        hot = await self._pair(client, asked)
+        greedy = replace(asked, options={**asked.options, "do_sample": False})
+        for _ in range(GREEDY):
+            cold = await self._pair(client, greedy)
+            if cold[0] == cold[1] and hot[0] != hot[1]:
+                return
+        fact = "are the same at temperature 2" if hot[0] == hot[1] else "differ when greedy"
+        raise StageFailed(
+            f"{self.endpoint.url} does not draw as a request says: its answers {fact}. Run "
+            "transformers serve without --continuous-batching; look at another server's options."
+        )
+
+    async def _pair(self, client: Client, asked: Request) -> list[str | None]:
+        """The texts of two answers, asked for one by one."""
+        bodies = [self._body(asked, [k]) for k in asked.wanted]
+        answers = [await client.post(self._path, body, self._choices) for body in bodies]
+        return [choice[0] if choice else None for choice, *_ in answers]
+
+    def _another(self, names: list[str]) -> str:
+        return (
+            f"{self.endpoint.url} serves {', '.join(names[:8]) or 'nothing'}, and not {self.name}. "
+            "Serve it under that name (vLLM: --lora-modules NAME=DIRECTORY, --served-model-name "
+            "NAME), or say which of them it is: engine: {url: …, model: NAME}."
+        )
+
+    def _learn(self, prompt: list[int], reply: Any, choices: list[Choice | None]) -> None:
+        """What the first reply shows: the prompt as it was read, and what answers come with."""
+        if choices[0] is None:
+            raise StageFailed(f"{self.endpoint.url} gives no answer to a plain question.")
+        first = reply["choices"][0]
+        read = first.get("prompt_token_ids") or reply.get("prompt_token_ids")
+        count = (reply.get("usage") or {}).get("prompt_tokens")
+        # some count a prompt once for each of its two answers
+        if read not in (None, prompt) or count not in (None, len(prompt), 2 * len(prompt)):
+            raise StageFailed(
+                f"{self.endpoint.url} reads a prompt of {len(prompt)} tokens as {count}: its "
+                "tokenizer or chat template is another. `send: tokens` sends it as it is trained; "
+                "vLLM takes a template with --chat-template."
+            )
+        self.at_once = len(choices) == 2 and choices[0] != choices[1]
+        self.facts["token_ids"] = "tokenized again" if _token_ids(first) is None else "its own"
+        self.facts["logprob"] = None if choices[0][2] is None else "its own"
+
+
+Choice = tuple[str, list[int], float | None, str]
+"""Text, token ids, log-probability and finish of an answer."""
+
+
+def served_name(model: Model) -> str:
+    """What a model should be served as: its key, or for a base its path or hub id."""
+    made = model.stage is not None or (model.path / "model.json").is_file()
+    return model.key if made else str(model.spec()["base"]["path"])
+
+
+def _token_ids(choice: Any) -> Any:
+    """vLLM's name for them, or SGLang's."""
+    return choice.get("token_ids", choice.get("response_token_ids"))
+
+
+def _logprob(given: Any) -> float | None:
+    """The sum over the answer's tokens, where the server gives all of them."""
+    if not given:
+        return None
+    tokens = given.get("token_logprobs")
+    if tokens is None:
+        tokens = [token["logprob"] for token in given.get("content") or [{"logprob": None}]]
+    return None if None in tokens else round(sum(tokens), 4)

@@ -1,0 +1,1 @@
+"""What people look at: the report, the page, `align status` and `align view`."""

@@ -1,0 +1,1 @@
+"""Scores of reward models and judges, and how several become one."""

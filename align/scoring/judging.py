@@ -1,0 +1,158 @@
+"""Verdicts of a model that judges: in one form, asked for once, kept by what was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.generation.endpoint import Client, Refused, Server, ask_all
+from align.settings import Dialog
+
+MOST = 1024
+"""Tokens of a verdict, its reason included."""
+
+AGAIN = "That is not the JSON object that was asked for. Reply with it and nothing else."
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a verdict looks like: a JSON object with a `reason` and this key."""
+
+    key: str
+    schema: dict[str, Any]
+    """JSON schema of the key's value."""
+
+    valid: Callable[[Any], bool]
+    """Whether a value is one; servers that know no schema may say anything."""
+
+    def read(self, text: str) -> Any:
+        """The value in what a judge said, which may stand in a code fence; None: there is none."""
+        text = text.strip()
+        if text.startswith("```"):
+            text = text.removeprefix("```json").strip("`").strip()
+        try:
+            said = json.loads(text)
+        except ValueError:
+            return None
+        value = said.get(self.key) if isinstance(said, dict) else None
+        return value if self.valid(value) else None
+
+    def asked(self) -> dict[str, Any]:
+        """`response_format`: the reason comes first, so that the verdict can follow from it."""
+        schema = {
+            "type": "object",
+            "properties": {"reason": {"type": "string"}, self.key: self.schema},
+            "required": ["reason", self.key],
+            "additionalProperties": False,
+        }
+        inner = {"name": "verdict", "strict": True, "schema": schema}
+        return {"type": "json_schema", "json_schema": inner}
+
+
+def fence(*parts: str) -> str:
+    """The line that a text is put between, so that it cannot pretend to have ended.
+
+    It is a hash of the text itself (and what else is asked), so it is the same in every run and
+    verdicts can be kept; a text that contains its own hash cannot be written.
+    """
+    return "=== " + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24] + " ==="
+
+
+class Judge:
+    """A server that is asked for verdicts, at temperature 0.
+
+    A verdict lies in `cache` under a hash of the model's name and all that was asked: the same
+    question is never asked again, and the directory may be deleted.
+    """
+
+    def __init__(self, server: Server, model: str, form: Form, cache: Path) -> None:
+        self.server = server
+        self.model = model
+        self.form = form
+        self.cache = cache
+        self._by_schema = True
+        """Whether the server takes a schema for its answers."""
+
+        self.refusal = ""
+        """What the server said when it last refused a question."""
+
+    def verdicts(self, dialogs: Sequence[Dialog]) -> list[Any]:
+        """One verdict a dialog; None where the judge gave none, or the dialog was refused.
+
+        Raises:
+            StageFailed: the server cannot be asked (see `Client.post`).
+        """
+        files = [self._file(dialog) for dialog in dialogs]
+        once = dict(zip(files, dialogs, strict=True))
+        found = {file: _kept(file, self.form) for file in once}
+        missing = [file for file, verdict in found.items() if verdict is None]
+
+        def asks(client: Client) -> list[Coroutine[Any, Any, Any]]:
+            return [self._ask(client, file, once[file]) for file in missing]
+
+        if missing:
+            for i, verdict in ask_all(self.server, asks):
+                found[missing[i]] = verdict
+        return [found[file] for file in files]
+
+    async def _ask(self, client: Client, file: Path, dialog: Dialog) -> Any:
+        """A verdict, which is kept at once; a judge that forgets the form is reminded of it."""
+        try:
+            said = await self._said(client, dialog)
+            if self.form.read(said) is None:
+                answer = {"role": "assistant", "content": said}
+                said = await self._said(client, [*dialog, answer, _user(AGAIN)])
+        except Refused as refusal:
+            self.refusal = str(refusal)
+            return None
+        verdict = self.form.read(said)
+        if verdict is not None:
+            _keep(file, {"said": said, "dialog": dialog})
+        return verdict
+
+    async def _said(self, client: Client, dialog: Dialog) -> str:
+        body = {"model": self.model, "messages": dialog, "temperature": 0, "max_tokens": MOST}
+        if self._by_schema:
+            try:
+                by_schema = {**body, "response_format": self.form.asked()}
+                return await client.post("/chat/completions", by_schema, _content)
+            except Refused:
+                said = await client.post("/chat/completions", body, _content)
+                self._by_schema = False  # it was the schema, not the dialog
+                return said
+        return await client.post("/chat/completions", body, _content)
+
+    def _file(self, dialog: Dialog) -> Path:
+        asked = json.dumps([self.model, self.form.asked(), dialog], sort_keys=True)
+        name = hashlib.sha256(asked.encode()).hexdigest()
+        return self.cache / name[:2] / f"{name}.json"
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _content(reply: Any) -> str:
+    content = reply["choices"][0]["message"]["content"]
+    return "" if content is None else str(content)
+
+
+def _kept(file: Path, form: Form) -> Any:
+    if not file.is_file():
+        return None
+    try:
+        return form.read(json.loads(file.read_text(encoding="utf-8"))["said"])
+    except (ValueError, KeyError):  # a cache may be damaged: it is asked again
+        return None
+
+
+def _keep(file: Path, note: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(note, ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, file)
