@@ -18,6 +18,7 @@ from align.estimate import totals
 from align.generation import endpoint, generate
 from align.generation.endpoint import Endpoint, Engine
 from align.generation.generate import Completion
+from align.generation.served import Served
 from align.out import Out
 from align.settings import Settings
 from align.stages.sample import Sample
@@ -56,7 +57,7 @@ def out(tmp_path: Path) -> Out:
 def ask(fake: Fake, model: Model, tokenizer: Any, out: Out) -> Ask:
     def ask(settings: dict[str, Any] | None = None, **given: Any) -> dict[int, list[Completion]]:
         asked = Endpoint(url=fake.url, **(settings or {}))
-        served = asked.open(model, tokenizer, 256, out)
+        served = Served(asked, model, tokenizer, 256, out)
         prompts = [chat.prompt(tokenizer, dialog) for dialog in DIALOGS]
         given = {"n": 4, "seed": 1, "generation": {"max_new_tokens": 8}, **given}
         return dict(served.generate(prompts, IDS, dialogs=DIALOGS, **given))
@@ -178,7 +179,7 @@ def test_an_answer_of_any_characters_is_kept_as_it_was(
 def test_what_is_left_behind_is_ended(
     fake: Fake, model: Model, tokenizer: Any, out: Out, tmp_path: Path
 ) -> None:
-    served = Endpoint(url=fake.url, concurrency=2).open(model, tokenizer, 256, out)
+    served = Served(Endpoint(url=fake.url, concurrency=2), model, tokenizer, 256, out)
     prompts = [chat.prompt(tokenizer, dialog) for dialog in DIALOGS]
     kept = tmp_path / "answers.jsonl"
     begun = served.generate(prompts, IDS, dialogs=DIALOGS, kept=kept)
@@ -298,7 +299,7 @@ def test_no_server_and_a_slow_one_are_one_sentence(
 ) -> None:
     nowhere = Endpoint(url="http://127.0.0.1:9/v1")
     with pytest.raises(StageFailed, match="9/v1 does not answer. Start the server"):
-        nowhere.open(model, tokenizer, 256, out)
+        Served(nowhere, model, tokenizer, 256, out)
     fake.wait = threading.Event()
     with pytest.raises(StageFailed, match="needs more than 0.2 s for a request"):
         ask({"timeout": 0.2})
@@ -423,9 +424,9 @@ def test_a_server_that_leaves_the_adapter_out_is_found_out(
     fake.names = [str(tmp_path / "adapter")]
     asked = Endpoint(url=fake.url, probe="local")
     with pytest.raises(StageFailed, match="as the base does, and not as its adapter"):
-        asked.open(adapter, tokenizer, 256, out)
+        Served(asked, adapter, tokenizer, 256, out)
     fake.draw = draws(adapted.eval(), tokenizer)
-    facts = asked.open(adapter, tokenizer, 256, out).facts
+    facts = Served(asked, adapter, tokenizer, 256, out).facts
     assert facts["probe_apart"] < 1e-3 < facts["probe_apart_from_base"]
 
 

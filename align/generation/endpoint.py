@@ -14,19 +14,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import BeforeValidator, Field
 
-from align.artifacts import Model
 from align.errors import StageFailed
 from align.extras import need
 from align.settings import Settings
-
-if TYPE_CHECKING:
-    from align.generation.served import Served
-    from align.out import Out
 
 RETRIES = 8
 """Waits of one request, 45 s in all: a server that restarts is not the end of a night."""
@@ -101,18 +96,6 @@ class Endpoint(Server):
     probe: Literal["name", "local"] = Field("name", exclude=True)
     """How it is seen that the model served is this one. `name`: by its name. `local`: it is loaded
     here once, and must continue a dozen prompts in the same way."""
-
-    def open(self, model: Model, tokenizer: Any, context: int, out: Out) -> Served:
-        """See that the model is served, and how its server is asked; then ask that for answers.
-
-        `context` is the most tokens the model can attend to; `out` counts what gets no answer.
-
-        Raises:
-            StageFailed: no server, another model, another template, a key that is missing or wrong.
-        """
-        from align.generation.served import Served
-
-        return Served(self, model, tokenizer, context, out)
 
 
 def _engine(value: Any) -> Any:

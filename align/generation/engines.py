@@ -16,6 +16,7 @@ from align.generation import generate, paged
 from align.generation.draws import Ask, Draw, Row, limit
 from align.generation.endpoint import Endpoint
 from align.generation.generate import Completion
+from align.generation.served import Served
 from align.parallel.shards import Shard
 
 AGAIN = 4
@@ -33,11 +34,11 @@ def ready(engine: Any, model: Model, *, seed: int, rows: int | None, out: Shard)
         out: its `facts` will say what draws; a server's refusals are counted in it.
 
     Raises:
-        StageFailed: see `models.load` and `Endpoint.open`.
+        StageFailed: see `models.load` and `Served`.
     """
     tokenizer = models.tokenizer(model)
     if isinstance(engine, Endpoint):
-        served = engine.open(model, tokenizer, limit(model), out)
+        served = Served(engine, model, tokenizer, limit(model), out)
         out.facts = {"engine": "endpoint", "model": model.key, **served.facts}
     else:
         network = generate.folded(models.load(model))

@@ -49,9 +49,13 @@ class Request:
 
 
 class Served:
-    """A served model, and how its server is asked; made by `Endpoint.open`.
+    """A served model: it is seen that it is served, and how its server is asked; then it answers.
 
-    `facts` is for `metrics.json`: what was found out about the server.
+    `context` is the most tokens the model can attend to; `out` counts what gets no answer. `facts`
+    is for `metrics.json`: what was found out about the server.
+
+    Raises:
+        StageFailed: no server, another model, another template, a key that is missing or wrong.
     """
 
     def __init__(
