@@ -7,10 +7,11 @@
   resident sets of the driver and of the worker. A Llama of 50 thousand parameters;
 * speed: eight answers of up to 96 tokens, in one process with one thread and with a thread for
   every core, and by two workers of one thread each; tokens per second from the beginning of the
-  first shard to the end of the last, so without imports. A Llama of 1.1M parameters.
+  first shard to the end of the last, so without imports. A Llama of 1.1M parameters, and the model
+  stories260k where $ALIGN_DATA has it.
 
-Weights are random. Every case is a process of its own; the cases of `speed` run in turn. Prints the
-tables of RESULTS.md: medians.
+Other weights are random. Every case is a process of its own; the cases of `speed` run in turn.
+Prints the tables of RESULTS.md: medians.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from typing import Any
 
 from run import WORDS, make_base
 
-RECIPE = {"base": {"path": "./base"}, "stages": {"sample": {"model": "base"}}}
+STORIES = Path(os.environ.get("ALIGN_DATA", "/nowhere")) / "stories260k"
 
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -44,21 +45,20 @@ def prepare(folder: Path, prompts: int, words: int, **shape: int) -> None:
             file.write(json.dumps({"prompt": f"{i} {text}"}) + "\n")
 
 
-def one(settings: dict[str, Any]) -> dict[str, Any]:
+def one(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Make the stage here, as its process would; what it took."""
     from align import recipe, store
+    from align.out import Out
     from align.parallel import shards
 
-    written = {**RECIPE, "stages": {"sample": {**RECIPE["stages"]["sample"], **settings}}}  # type: ignore[dict-item]
+    written = {"base": base, "stages": {"sample": {"model": "base", **settings}}}
     Path("recipe.yaml").write_text(json.dumps(written))
-    store_ = Path(tempfile.mkdtemp(dir="."))
-    planned = recipe.read("recipe.yaml", store=store_).stages["sample"]
-    from align.out import Out
-
+    runs = Path(tempfile.mkdtemp(dir="."))
+    planned = recipe.read("recipe.yaml", store=runs).stages["sample"]
     work = store.partial(planned.artifact.path)
     work.mkdir(parents=True)
     store.write_json(work / "stage.json", planned.record)
-    out = Out(work, store_ / ".cache")
+    out = Out(work, runs / ".cache")
     peaks: dict[str, int] = {}
     threading.Thread(target=watch, args=(peaks,), daemon=True).start()
     planned.stage.run(out)
@@ -97,13 +97,15 @@ def peak(pid: int) -> int:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
-def case(folder: Path, threads: int | None = None, **settings: Any) -> dict[str, Any]:
+def case(
+    folder: Path, base: dict[str, Any], threads: int | None = None, **settings: Any
+) -> dict[str, Any]:
     """`one` in a process of its own."""
     environment = dict(os.environ)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), "one", json.dumps(settings)],
+        [sys.executable, str(Path(__file__).resolve()), "one", json.dumps([base, settings])],
         cwd=folder,
         env=environment,
         check=True,
@@ -122,6 +124,7 @@ def memory(counts: list[int]) -> None:
             prepare(Path(folder), count, 6, **TINY)
             found = case(
                 Path(folder),
+                {"path": "./base"},
                 prompts="./prompts.jsonl",
                 n=2,
                 generation={"max_new_tokens": 4},
@@ -133,26 +136,31 @@ def memory(counts: list[int]) -> None:
 
 def speed(rounds: int, prompts: int) -> None:
     """The table of tokens per second."""
+    bases: dict[str, dict[str, Any]] = {"1.1M": {"path": "./base"}}
+    if STORIES.is_dir():
+        bases["stories260k"] = {"path": str(STORIES), "chat_template": "plain"}
     cores = os.cpu_count() or 1
     cases: dict[str, dict[str, Any]] = {
         "one process, 1 thread": {"threads": 1},
         f"one process, {cores} threads": {"threads": cores},
         "two workers": {"workers": {"count": 2}},
     }
-    found: dict[str, list[float]] = {name: [] for name in cases}
-    with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), prompts, 30)
-        asked = {"prompts": "./prompts.jsonl", "generation": {"max_new_tokens": 96}, "shard": 16}
-        for _ in range(rounds):
-            for name, how in cases.items():
-                found[name].append(case(Path(folder), **asked, **how)["tokens/s"])
-                print(f"  {name}: {found[name][-1]:,.0f}", file=sys.stderr, flush=True)
-    *alone, two = found.values()
-    best = [max(pair) for pair in zip(*alone, strict=True)]
-    print("| who | tokens/s | of the best process |\n|---|---|---|")
-    for name, rates in found.items():
-        ratio = statistics.median(rate / most for rate, most in zip(rates, best, strict=True))
-        print(f"| {name} | {statistics.median(rates):,.0f} | {ratio:.2f} |")
+    asked = {"prompts": "./prompts.jsonl", "generation": {"max_new_tokens": 96}, "shard": 16}
+    print("| model | who | tokens/s | of the best process |\n|---|---|---|---|")
+    for model, base in bases.items():
+        found: dict[str, list[float]] = {name: [] for name in cases}
+        with tempfile.TemporaryDirectory() as folder:
+            prepare(Path(folder), prompts, 30)
+            for _ in range(rounds):
+                for name, how in cases.items():
+                    rate = case(Path(folder), base, **asked, **how)["tokens/s"]
+                    found[name].append(rate)
+                    print(f"  {model}, {name}: {rate:,.0f}", file=sys.stderr, flush=True)
+        *alone, _ = found.values()
+        best = [max(rates) for rates in zip(*alone, strict=True)]
+        for name, rates in found.items():
+            ratio = statistics.median(rate / most for rate, most in zip(rates, best, strict=True))
+            print(f"| {model} | {name} | {statistics.median(rates):,.0f} | {ratio:.2f} |")
 
 
 def main() -> None:
@@ -167,7 +175,7 @@ def main() -> None:
     kinds.add_parser("one").add_argument("settings")
     asked = parser.parse_args()
     if asked.kind == "one":
-        print(json.dumps(one(json.loads(asked.settings))))
+        print(json.dumps(one(*json.loads(asked.settings))))
     elif asked.kind == "memory":
         memory(asked.prompts)
     else:
