@@ -155,7 +155,8 @@ def build(folder: Path) -> None:
     (folder / "empty.jsonl").touch()
     for name, kind in (("m", "LlamaForCausalLM"), ("rm", "LlamaForSequenceClassification")):
         (folder / name).mkdir()
-        (folder / name / "config.json").write_text(json.dumps({"architectures": [kind]}))
+        config = {"architectures": [kind], "id2label": {"0": "LABEL_0"}}
+        (folder / name / "config.json").write_text(json.dumps(config))
         (folder / name / "model.safetensors").write_bytes(b"\0" * 8)
     (folder / "bin").mkdir()
     (folder / "bin" / "config.json").write_text("{}")
