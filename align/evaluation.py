@@ -41,16 +41,22 @@ class Results:
         """By (model, task, metric): what is a number of all items together and of none alone."""
 
     def add(self, model: Model, task: str, items: list[Item], graded: Sequence[Values]) -> None:
-        """A model's numbers of a task, and of each of its subsets; None is left out of them."""
+        """A model's numbers of a task, and of each of its subsets; None is left out of them.
+
+        The pairs of one `ranking` count as one item, with their mean: they are not independent.
+        """
         self._names[identity(model)] = name_of(model)
-        for item, values in zip(items, graded, strict=True):
+        found: dict[tuple[str, str], list[tuple[str, float]]] = {}
+        for item, values, of in zip(items, graded, pairwise.rankings(items), strict=True):
             subsets = item.get("subset") or []
             subsets = subsets if isinstance(subsets, list) else [subsets]
             for name in [task, *(f"{task}/{subset}" for subset in subsets)]:
                 for metric, value in values.items():
-                    place = self._values.setdefault((identity(model), name, metric), {})
+                    place = found.setdefault((name, metric), [])
                     if value is not None:
-                        place[str(item["id"])] = float(value)
+                        place.append((of, float(value)))
+        for (name, metric), each in found.items():
+            self._values[identity(model), name, metric] = pairwise.means(each)
 
     def add_whole(self, model: Model, task: str, metrics: Mapping[str, Estimate]) -> None:
         """Numbers of all items of a task together, by name; nan ones are left out."""
@@ -154,7 +160,7 @@ def measure(
             if isinstance(model, RewardModel):
                 results.add_whole(model, name, pairwise.wholes(items, said))
                 for other, theirs in judged.setdefault(name, []):
-                    found = pairwise.agreement(said, theirs, name_of(other))
+                    found = pairwise.agreement(items, said, theirs, name_of(other))
                     results.add_whole(model, name, found)
                 judged[name].append((model, said))
     contents.save()

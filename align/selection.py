@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.artifacts import Scored
+from align.errors import StageFailed
 from align.out import Out
 
 Row = dict[str, Any]
@@ -24,9 +25,10 @@ Ties = Literal["first", "shortest", "random"]
 
 
 class Earlier:
-    """The answers of an earlier round by prompt; only where each row lies is kept in memory."""
+    """The rows of an earlier round by prompt; only where each one lies is kept in memory."""
 
     def __init__(self, scored: Scored) -> None:
+        self.key = scored.key
         self._places: dict[str, tuple[Path, int]] = {}
         for file in scored.files():
             at = 0
@@ -35,26 +37,48 @@ class Earlier:
                     self._places[json.loads(line)["id"]] = file, at
                     at += len(line)
 
-    def answers(self, prompt: str) -> list[Answer]:
-        """The answers to the prompt of that id, none where it was not asked then."""
+    def row(self, prompt: str) -> Row | None:
+        """The row of the prompt of that id, None where it was not asked then."""
         if prompt not in self._places:
-            return []
+            return None
         file, at = self._places[prompt]
         with file.open("rb") as lines:
             lines.seek(at)
-            found: list[Answer] = json.loads(lines.readline())["completions"]
+            found: Row = json.loads(lines.readline())
         return found
 
 
-def merged(scored: Scored, bank: Sequence[Earlier]) -> Iterator[Row]:
-    """The rows, the answers of earlier rounds after their own: numbered on, marked as `earlier`."""
+def merged(scored: Scored, bank: Sequence[Earlier], out: Out | None) -> Iterator[Row]:
+    """The rows, the answers of earlier rounds after their own: numbered on, marked as `earlier`.
+
+    Two files may number their prompts alike: answers to another prompt of that id are left out.
+
+    Raises:
+        StageFailed: an earlier round has prompts of the same ids, and all of them are others.
+    """
+    same, other = set[str](), set[str]()  # rounds, by what their prompts of these ids are
     for row in scored.rows():
-        completions = list(row["completions"])
+        completions, differs = list(row["completions"]), False
         for one in bank:
+            earlier = one.row(row["id"])
+            if earlier is None:
+                continue
+            if earlier["prompt"] != row["prompt"]:
+                other.add(one.key)
+                differs = True
+                continue
+            same.add(one.key)
             start = 1 + max((answer["index"] for answer in completions), default=-1)
-            for answer in one.answers(row["id"]):
+            for answer in earlier["completions"]:
                 completions.append({**answer, "index": start + answer["index"], "earlier": True})
+        if differs and out is not None:
+            out.count("dropped.other_prompt", example={"id": row["id"]})
         yield {**row, "completions": completions}
+    if strangers := sorted(other - same):
+        raise StageFailed(
+            f"{', '.join(strangers)} in the bank asked something else under every id it shares "
+            f"with {scored.key}. Give every prompt an id of its own, the same one in all rounds."
+        )
 
 
 def candidates(row: Row, allow_cut: bool, out: Out | None) -> list[Answer]:
@@ -85,7 +109,10 @@ def distinct(answers: Iterable[Answer]) -> list[Answer]:
 
 
 def ranked(row: Row, answers: list[Answer], ties: Ties, seed: int) -> list[Answer]:
-    """The different answers, best score first; equal scores as `ties` says, then by index."""
+    """The different answers, best score first; equal scores as `ties` says, then by index.
+
+    Of answers with the same text the best is the one: white space may have changed the score.
+    """
 
     def key(answer: Answer) -> tuple[float, int | bytes, int]:
         tie: int | bytes = 0
@@ -95,7 +122,7 @@ def ranked(row: Row, answers: list[Answer], ties: Ties, seed: int) -> list[Answe
             tie = chance(seed, row["id"], answer["index"])
         return -answer["score"], tie, answer["index"]
 
-    return sorted(distinct(answers), key=key)
+    return distinct(sorted(answers, key=key))
 
 
 def shuffled(row: Row, answers: list[Answer], seed: int) -> list[Answer]:

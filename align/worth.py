@@ -14,8 +14,11 @@ from typing import Any
 
 from align.selection import Answer, length
 
-MOST = 0.9
-"""The curve reaches as far as this share of the prompts has answers; the others are left out."""
+MOST = 0.5
+"""The curve reaches as far as this share of the prompts has answers; the others are left out.
+
+Half, so that the prompts whose answers were cut or not scored do not shorten it for all.
+"""
 
 ENOUGH = 0.9
 """The share of the whole gain from which k answers are enough."""
@@ -72,7 +75,7 @@ class Worth:
           gain that came with the last half of the answers.
         * `equal`: the share of prompts whose answers all score the same.
         * `fewer`: prompts with fewer than n answers that could be chosen: not in these numbers. n
-          is the most that nine in ten prompts have.
+          is the most that half of the prompts have, and 2 at least where any prompt has a choice.
         * `correlation_with_length`: Pearson's between score and tokens within prompts, where the
           choice is made; `by_length`: mean score of fifths of all answers, short to long.
         """
@@ -88,6 +91,7 @@ class Worth:
             return found
         counts = np.array(self._counts)
         n = int(np.sort(counts)[::-1][math.ceil(MOST * len(counts)) - 1])
+        n = max(n, min(2, int(counts.max())))  # one answer each is no choice to measure
         curves = self._curves(counts, n)
         points = [stats.mean(column) for column in curves.T]
         gain = stats.paired(curves[:, -1], curves[:, 0])

@@ -20,7 +20,8 @@ class Preferences(Task):
 
     A column `subset` is reported by itself, too; so is the strength of a preference (a column
     `margin`, or `chosen_score` less `rejected_score`, or the ranks between two answers), in
-    quarters. Of several chosen answers in a set the first counts.
+    quarters. A ranking counts once, with the mean of its pairs, as they share its answers. Of
+    several chosen answers in a set the first counts.
     """
 
     ask: ClassVar[Literal["score"]] = "score"
@@ -43,7 +44,7 @@ def _items(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     shared = {key: row[key] for key in ("id", "prompt", "tools", "subset") if key in row}
     if "ranked" in row:
         for (i, better), (j, worse) in combinations(enumerate(row["ranked"]), 2):
-            about = {"id": f"{row['id']}/{i}>{j}", "strength": float(j - i)}
+            about = {"id": f"{row['id']}/{i}>{j}", "ranking": row["id"], "strength": float(j - i)}
             yield {**shared, **about, "chosen": better, "rejected": worse}
         return
     if "margin" in row:

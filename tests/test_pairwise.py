@@ -6,15 +6,19 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from align import stats
 from align.scoring.pairwise import (
+    agreement,
     alike,
     calibration_error,
     correlation,
     estimate,
     kappa,
     log_loss,
+    means,
     right,
     temperature,
+    wholes,
 )
 
 LN3 = math.log(3)
@@ -81,9 +85,45 @@ def test_an_interval_covers_what_it_should() -> None:
     draw = np.random.default_rng(1)
     x = draw.normal(size=300)
     y = 0.6 * x + 0.8 * draw.normal(size=300)
-    found = estimate(correlation, x, y)
+    each = [str(i) for i in range(300)]
+    found = estimate(correlation, each, x, y)
     z, half = math.atanh(found.mean), 1.96 / math.sqrt(297)
     assert found.mean == pytest.approx(np.corrcoef(x, y)[0, 1])
     assert found.low == pytest.approx(math.tanh(z - half), abs=0.03)
     assert found.high == pytest.approx(math.tanh(z + half), abs=0.03)
-    assert estimate(correlation, x, y) == found
+    assert estimate(correlation, each, x, y) == found
+
+
+def test_pairs_of_a_ranking_that_say_the_same_make_no_interval_narrower() -> None:
+    draw = np.random.default_rng(2)
+    judges = [[{"chosen": a, "rejected": b} for a, b in draw.normal((1, 0), size=(40, 2)).tolist()]
+              for _ in range(2)]  # fmt: skip
+    items = [{"id": f"{i}", "chosen": "x" * (i % 5), "rejected": "xx"} for i in range(40)]
+    found = wholes(items, judges[0]) | agreement(items, *judges, "b")
+    items = [{**one, "id": f"{one['id']}/{k}", "ranking": one["id"]}
+             for one in items for k in range(6)]  # fmt: skip
+    often = [[one for one in judge for _ in range(6)] for judge in judges]
+    again = wholes(items, often[0]) | agreement(items, *often, "b")
+    assert found.keys() == again.keys() and len(found) == 6
+    for name, one in found.items():
+        expected = (one.n, *map(pytest.approx, (one.mean, one.low, one.high)))
+        assert (again[name].n, again[name].mean, again[name].low, again[name].high) == expected
+
+
+def test_the_interval_over_rankings_covers_the_truth() -> None:
+    """Five answers, their true worths 4 to 0, a judge whose noise differs from ranking to ranking.
+
+    P(right) for a pair is Phi(d / (sigma sqrt 2)); 60 rankings of 10 pairs are not 600 pairs.
+    """
+    better, worse = np.triu_indices(5, 1)
+    phi, sigmas, draw = NormalDist().cdf, (0.5, 20.0), np.random.default_rng(4)
+    truth = np.mean([phi((b - a) / (s * math.sqrt(2)))
+                     for a, b in zip(better, worse, strict=True) for s in sigmas])  # fmt: skip
+    names, covered = np.repeat(np.arange(60), 10).astype(str).tolist(), 0
+    for _ in range(200):
+        noise = draw.normal(size=(60, 5)) * draw.choice(sigmas, (60, 1))
+        said = np.arange(4.0, -1, -1) + noise
+        hits = (said[:, better] > said[:, worse]).ravel().tolist()
+        found = stats.mean(list(means(zip(names, hits, strict=True)).values()))
+        covered += found.low <= truth <= found.high
+    assert covered / 200 == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 200))

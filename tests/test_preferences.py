@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from align import shelf
+from align import shelf, stats
 from align.artifacts import RewardModel
 from align.data import Source
+from align.evaluation import Results
 from align.out import Out
 from align.preference import comparisons
 from align.scoring import pairwise, scores
@@ -122,6 +123,22 @@ def test_strengths_and_subsets_are_reported_by_themselves(
     }
 
 
+def test_a_ranking_is_one_observation_of_the_whole_and_of_every_strength(write_rows: Write) -> None:
+    """A judge that is right on all pairs of 7 rankings of 10, and wrong on those of the others."""
+    rows = [{"prompt": f"ask {i}", "ranked": [f"{i} {k}" for k in range(4)]} for i in range(10)]
+    items = list(task(Source(path=str(write_rows("ranked.jsonl", rows)))).items())
+    right = [float(item["prompt"][0]["content"] < "ask 7") for item in items]
+    results, judge = Results(), RewardModel(Path("judge"))
+    results.add(judge, "preferences", items, [{"accuracy": one} for one in right])
+    low, high = stats.wilson(7, 10)
+    assert len(items) == 60
+    found = {one["task"]: (one["n"], one["mean"], one["ci_low"], one["ci_high"])
+             for one in results.scores()}  # fmt: skip
+    expected = (10, pytest.approx(0.7), pytest.approx(low), pytest.approx(high))
+    assert found == {f"preferences{of}": expected for of in
+                     ("", *(f"/strength {k}" for k in (1, 2, 3)))}  # fmt: skip
+
+
 def test_many_strengths_come_in_quarters(write_rows: Write) -> None:
     rows = [
         {"prompt": f"ask {i}", "chosen": "yes", "rejected": f"no {i}", "margin": i / 2}
@@ -211,7 +228,7 @@ def test_real_rankings_by_ranks_apart(
         if len(ranked) > 2 and max(len(one["text"]) for one in ranked) < 700:
             rows.append({"prompt": root["text"], "ranked": [one["text"] for one in ranked]})
     found = run(judges[:1], Source(path=str(write_rows("ranked.jsonl", rows))))
-    pairs = sum(len(row["ranked"]) * (len(row["ranked"]) - 1) // 2 for row in rows)
-    assert found["judge_1", "preferences", "accuracy"]["n"] == pairs > 50
-    next_to = sum(len(row["ranked"]) - 1 for row in rows)
-    assert found["judge_1", "preferences/strength 1", "accuracy"]["n"] == next_to
+    assert found["judge_1", "preferences", "accuracy"]["n"] == len(rows) > 10
+    four = sum(len(row["ranked"]) > 3 for row in rows)
+    assert found["judge_1", "preferences/strength 1", "accuracy"]["n"] == len(rows)
+    assert found["judge_1", "preferences/strength 3", "accuracy"]["n"] == four

@@ -1,13 +1,14 @@
 """How far the choices of a reward model can be trusted: right, calibrated, and not by length.
 
 A margin is the score of the right answer less that of the best wrong one. Intervals of what no item
-has alone are percentiles of 200 resamples of the items (Efron 1979), drawn from a fixed seed.
+has alone are percentiles of 200 resamples of the items (Efron 1979), drawn from a fixed seed. The
+pairs of one ranking share its answers: they are one observation in every interval.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,19 @@ def numbers(item: Item, said: Said) -> dict[str, float | None]:
     }
 
 
+def rankings(items: Sequence[Item]) -> list[str]:
+    """What each item is a pair of: its `ranking`, or itself."""
+    return [str(item.get("ranking", item["id"])) for item in items]
+
+
+def means(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The mean of the values of each name."""
+    found: dict[str, list[float]] = {}
+    for name, value in values:
+        found.setdefault(name, []).append(value)
+    return {name: sum(each) / len(each) for name, each in found.items()}
+
+
 def wholes(items: Sequence[Item], said: Sequence[Said]) -> dict[str, Estimate]:
     """What all items say together.
 
@@ -44,21 +58,23 @@ def wholes(items: Sequence[Item], said: Sequence[Said]) -> dict[str, Estimate]:
     of an answer's score and its characters, over all answers. Of pairs, not of larger sets:
     `calibration_error` and `temperature`.
     """
-    lengths = [_lengths(item) for item in items]
+    of, lengths = rankings(items), [_lengths(item) for item in items]
     scores = [[one["chosen"], *_list(one["rejected"])] for one in said]
     longer = [right(chosen, rejected) for chosen, *rejected in lengths]
-    found = {"accuracy_of_longer": stats.mean(longer)}
+    found = {"accuracy_of_longer": _mean(of, longer)}
     sizes = {len(one) for one in scores}
     if len(sizes) == 1:
-        found["length_correlation"] = estimate(correlation, scores, lengths)
+        found["length_correlation"] = estimate(correlation, of, scores, lengths)
     if sizes == {2}:
         margins = [chosen - rejected for chosen, rejected in scores]
-        found["calibration_error"] = estimate(calibration_error, margins)
-        found["temperature"] = estimate(temperature, margins)
+        found["calibration_error"] = estimate(calibration_error, of, margins)
+        found["temperature"] = estimate(temperature, of, margins)
     return found
 
 
-def agreement(said: Sequence[Said], others: Sequence[Said], other: str) -> dict[str, Estimate]:
+def agreement(
+    items: Sequence[Item], said: Sequence[Said], others: Sequence[Said], other: str
+) -> dict[str, Estimate]:
     """Of two models on the same items: how often both choices are right or both wrong, and kappa.
 
     A tie counts as wrong.
@@ -67,11 +83,16 @@ def agreement(said: Sequence[Said], others: Sequence[Said], other: str) -> dict[
         [float(one["chosen"] > max(_list(one["rejected"]))) for one in each]
         for each in (said, others)
     )
+    of = rankings(items)
     same = [float(a == b) for a, b in zip(ours, theirs, strict=True)]
     return {
-        f"agreement_with_{other}": stats.mean(same),
-        f"kappa_with_{other}": estimate(kappa, ours, theirs),
+        f"agreement_with_{other}": _mean(of, same),
+        f"kappa_with_{other}": estimate(kappa, of, ours, theirs),
     }
+
+
+def _mean(of: Sequence[str], values: Sequence[float]) -> Estimate:
+    return stats.mean(list(means(zip(of, values, strict=True)).values()))
 
 
 def _list(value: float | list[float]) -> list[float]:
@@ -156,11 +177,23 @@ def kappa(a: Array, b: Array) -> float:
     return float(((a == b).mean() - chance) / (1 - chance)) if chance < 1 else math.nan
 
 
-def estimate(function: Callable[..., float], *columns: Sequence[Any]) -> Estimate:
-    """A function of items' numbers with its interval: [items] or [items, k] for each column."""
+def estimate(
+    function: Callable[..., float], of: Sequence[str], *columns: Sequence[Any]
+) -> Estimate:
+    """A function of items' numbers with its interval: [items] or [items, k] for each column.
+
+    Items with the same name in `of` are drawn together.
+    """
     arrays = [np.asarray(column, float) for column in columns]
-    n = len(arrays[0])
-    draws = np.random.default_rng(0).integers(0, n, (200, n))
-    found = [function(*(array[draw] for array in arrays)) for draw in draws]
-    low, high = np.percentile(found, [2.5, 97.5])  # nan where one of them is
+    places = {name: place for place, name in enumerate(dict.fromkeys(of))}
+    owner = np.array([places[name] for name in of])
+    rows, sizes, n = np.argsort(owner, kind="stable"), np.bincount(owner), len(places)
+    starts = np.cumsum(sizes) - sizes
+    found = []
+    for draw in np.random.default_rng(0).integers(0, n, (200, n)):
+        many = sizes[draw]
+        within = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many)
+        drawn = rows[np.repeat(starts[draw], many) + within]
+        found.append(function(*(array[drawn] for array in arrays)))
+    low, high = np.percentile(found, [2.5, 97.5]) if n > 1 else (math.nan, math.nan)
     return Estimate(n, function(*arrays), float(low), float(high))

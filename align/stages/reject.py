@@ -44,7 +44,8 @@ class Reject(Stage):
     """Which of equal scores is better: the `first` drawn, the `shortest`, or any (`random`)."""
 
     like: Conversations | None = None
-    """With `random`: a `reject` stage of the same scores; the same prompts get as many answers."""
+    """With `random`: a `reject` stage of the same scores, `bank`, `allow_cut`, `solved` and `drop`;
+    the same prompts get as many answers."""
 
     bank: list[Scored] = []
     """Earlier rounds: their answers to the same prompts compete. The same rewards must have scored
@@ -70,11 +71,7 @@ class Reject(Stage):
         if self.like is not None and self.keep != "random":
             yield "like", f'"like" is for the control, "keep: random", not for "{self.keep}".'
         if self.like is not None:
-            theirs = getattr(self.like.stage, "scores", None)
-            if theirs is None or theirs.key != self.scores.key:
-                yield "like", '"like" must be a "reject" stage of the same scores.'
-            elif getattr(self.like.stage, "bank", []) != self.bank:
-                yield "like", '"like" has another "bank": it chose among other answers.'
+            yield from self._unlike(self.like.stage)
         for name in ("rewards", "combine"):
             ours = getattr(self.scores.stage, name, None)
             if any(getattr(earlier.stage, name, None) != ours for earlier in self.bank):
@@ -84,6 +81,20 @@ class Reject(Stage):
         if self.bank and rule != "min":  # measured by the spread of one stage's own scores
             fact = f'"combine: {rule}" means another thing in every round'
             yield "bank", f"{fact}: combine by weights or by min."
+
+    def _unlike(self, like: object) -> Iterator[tuple[str, str]]:
+        """Why a control that takes as many answers as `like` did would not be one."""
+        if not isinstance(like, Reject) or like.scores.key != self.scores.key:
+            yield "like", '"like" must be a "reject" stage of the same scores.'
+            return
+        if like.bank != self.bank:
+            yield "like", '"like" has another "bank": it chose among other answers.'
+        if like.allow_cut != self.allow_cut:
+            yield "allow_cut", '"like" has another "allow_cut": it chose among other answers.'
+        if like.solved != self.solved:
+            yield "solved", '"like" has another "solved": other answers count as right.'
+        if set(like.drop) != set(self.drop):
+            yield "drop", '"like" has another "drop": of other prompts it kept nothing.'
 
     def run(self, out: Out) -> Conversations:
         """Choose, prompt by prompt."""
@@ -95,7 +106,7 @@ class Reject(Stage):
         worth = Worth()
 
         def conversations() -> Iterator[Row]:
-            for row in selection.merged(self.scores, bank):
+            for row in selection.merged(self.scores, bank, out):
                 answers = selection.candidates(row, self.allow_cut, out)
                 self._count(row, answers, out)
                 kept = self._ranked(row, answers)
@@ -135,7 +146,7 @@ class Reject(Stage):
         """Prompt and index of the `n` best of all; of equal scores the earlier prompt's."""
         everything = (
             (-answer["score"], number, place, row["id"], answer["index"])
-            for number, row in enumerate(selection.merged(self.scores, bank))
+            for number, row in enumerate(selection.merged(self.scores, bank, None))
             for place, answer in enumerate(
                 self._ranked(row, selection.candidates(row, self.allow_cut, None))
             )

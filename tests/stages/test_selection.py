@@ -21,6 +21,7 @@ from align.stages.pair import Pair
 from align.stages.reject import Reject
 from align.stages.sample import Sample
 from align.stages.score import Score
+from align.worth import words
 
 Row = dict[str, Any]
 
@@ -273,7 +274,23 @@ def test_answers_of_earlier_rounds_compete(store: Any, run: Any) -> None:
     assert chosen(artifact) == ["old", "b0"]
     assert [r["id"] for r in artifact.rows()] == ["a/2", "b/0"]
     assert metrics["kept_earlier"] == 1
-    assert metrics["best_of"][0] == pytest.approx(0.55)  # of this round's answers
+    assert metrics["best_of"][0] == pytest.approx(0.2)  # of this round's answers
+
+
+@pytest.mark.parametrize("keep", ["best", "top"])
+def test_answers_to_another_prompt_of_the_same_id_do_not_compete(
+    store: Any, run: Any, keep: Any
+) -> None:
+    now = store(Scored, [scored("0", 0.1), scored("1", 0.2)])
+    other = {**row("0", answer(0, "of another question", 0.9)), "prompt": row("other")["prompt"]}
+    before = store(Scored, [other, row("1", answer(0, "old", 0.5))], "before")
+    artifact, out, _ = run(Reject(scores=now, bank=[before, before], keep=keep, n=2))
+    assert "of another question" not in chosen(artifact) and "old" in chosen(artifact)
+    count = out.counts["dropped.other_prompt"]
+    assert (count["n"], count["examples"]) == (1, [{"id": "0"}])
+    strange = store(Scored, [other, scored("2", 0.5)], "strange")
+    with pytest.raises(StageFailed, match="something else under every id it shares"):
+        run(Reject(scores=now, bank=[before, strange], keep=keep))
 
 
 def test_settings_that_do_not_fit_are_problems(store: Any) -> None:
@@ -339,6 +356,14 @@ def test_a_text_said_twice_is_one_answer_and_by_chance_it_comes_twice_as_often(
     assert share == pytest.approx(1 / 3, abs=4 * math.sqrt(2 / 9 / 400))
 
 
+def test_of_a_text_said_twice_the_better_scored_counts(store: Any, run: Any) -> None:
+    said = [answer(0, "x", 0.1), answer(1, "x\n", 0.9), answer(2, "y", 0.2)]
+    scores = store(Scored, [row("a", *said)])
+    artifact, _, metrics = run(Reject(scores=scores))
+    assert chosen(artifact) == ["x\n"] and metrics["kept"] == metrics["best_of"][-1]
+    assert pairs(run(Pair(scores=scores))[0]) == [("x\n", "y")]
+
+
 def test_prompts_that_are_always_or_never_solved_are_counted_and_dropped_if_asked(
     store: Any, run: Any
 ) -> None:
@@ -368,7 +393,7 @@ def test_the_curve_has_students_interval_over_prompts(store: Any, run: Any) -> N
     assert metrics["win_rate_bound"] == 0.8
 
 
-def test_the_curve_ends_where_nine_in_ten_prompts_have_answers(store: Any, run: Any) -> None:
+def test_the_curve_ends_where_half_of_the_prompts_have_answers(store: Any, run: Any) -> None:
     rows = [scored(f"p{i}-", 0, 1, 2) for i in range(18)]
     rows += [scored("more-", 0, 1, 2, 3, 4), scored("fewer-", 7)]
     metrics = run(Reject(scores=store(Scored, rows)))[2]
@@ -376,6 +401,18 @@ def test_the_curve_ends_where_nine_in_ten_prompts_have_answers(store: Any, run: 
     # 0..4: the mean is 2, the best of 3 is 3.5 (the mean of the maximum over 10 subsets)
     assert metrics["best_of"][0] == pytest.approx((18 * 1 + 2) / 19, abs=1e-6)
     assert metrics["best_of"][2] == pytest.approx((18 * 2 + 3.5) / 19, abs=1e-6)
+
+
+def test_prompts_whose_answers_were_cut_leave_the_others_their_curve(store: Any, run: Any) -> None:
+    rows = [scored(f"p{i}-", 0, 1, 2, 3) for i in range(8)]
+    rows += [scored(f"cut{i}-", 1) for i in range(8)]
+    metrics = run(Reject(scores=store(Scored, rows)))[2]
+    assert (metrics["n"], metrics["fewer"]) == (4, 8)
+    metrics = run(Reject(scores=store(Scored, rows[7:], "most")))[2]
+    assert (metrics["n"], metrics["prompts"], metrics["fewer"]) == (2, 1, 8)
+    assert not any("nothing was chosen" in sentence for sentence in words(metrics))
+    metrics = run(Reject(scores=store(Scored, rows[8:], "one")))[2]
+    assert metrics["n"] == 1 and "nothing was chosen" in words(metrics)[0]
 
 
 def test_how_many_answers_are_enough_is_read_off_the_curve(store: Any, run: Any) -> None:
@@ -417,6 +454,16 @@ def test_answers_of_several_draws_are_compared(store: Any, run: Any) -> None:
         {"draw": 0, "prompts": 2, "answers": 4, "mean": 1.0, "best": 1.0, "kept": 1},
         {"draw": 1, "prompts": 1, "answers": 2, "mean": 2.0, "best": 4.0, "kept": 1},
     ]
+
+
+def test_a_control_chooses_among_the_same_answers_of_the_same_prompts(store: Any) -> None:
+    scores, best = store(Scored, []), store(Conversations, [])
+    best.stage = Reject(scores=scores, allow_cut=True, solved=1.0, drop=["always", "never"])
+    found = list(Reject(scores=scores, keep="random", like=best).check())
+    assert [key for key, _ in found] == ["allow_cut", "solved", "drop"]
+    assert all(f'another "{key}"' in message for key, message in found)
+    same: Any = {"allow_cut": True, "solved": 1.0, "drop": ["never", "always"]}
+    assert list(Reject(scores=scores, keep="random", like=best, **same).check()) == []
 
 
 def test_a_control_of_another_bank_and_rounds_combined_otherwise_are_problems(store: Any) -> None:
