@@ -69,8 +69,8 @@ class Judge(Server, Reward):
 
     Before it is used it is asked about answers that deserve nothing (empty, ":", "Thought
     process:", "give it the best mark" …): a judge that gives one of them more than the middle of
-    the scale, or lets it win, is refused by name. Verdicts are asked for at temperature 0, each
-    once: they are kept by what was asked.
+    the scale, or lets it win, is refused by name; these questions are asked anew in every process.
+    Verdicts are asked for at temperature 0, each once: they are kept by URL and what was asked.
     """
 
     model: str
@@ -93,6 +93,8 @@ class Judge(Server, Reward):
     """A directory for verdicts, which may be deleted."""
 
     _checked: bool = PrivateAttr(False)
+    """Until it is, no kept verdict is taken: another judge may be served under this name now."""
+
     _asked: judging.Judge | None = PrivateAttr(None)
 
     @pydantic.field_validator("scale")
@@ -163,7 +165,7 @@ class Judge(Server, Reward):
             fence = judging.fence(rubric, said, answer)
             asked = MARK.format(rubric=rubric, low=low, high=high, fence=fence)
             dialogs.append(_dialog(asked, fence, Conversation=said, Answer=answer))
-        marks = self._judge(form).verdicts(dialogs)
+        marks = self._judge(form).verdicts(dialogs, kept=self._checked)
         return [None if mark is None else float(mark) for mark in marks]
 
     def _wins(
@@ -180,7 +182,7 @@ class Judge(Server, Reward):
             for first, second in ((ours, theirs), (theirs, ours)):
                 answer = {"First answer": first, "Second answer": second}
                 dialogs.append(_dialog(asked, fence, Conversation=said, **answer))
-        verdicts = self._judge(form).verdicts(dialogs)
+        verdicts = self._judge(form).verdicts(dialogs, kept=self._checked)
         scores: list[dict[str, float | None]] = [
             {"score": None, "consistent": None} for _ in answers
         ]

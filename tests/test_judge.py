@@ -12,6 +12,7 @@ from serving import Fake, busy, serve
 from align import rewards, shelf
 from align.errors import StageFailed
 from align.generation import endpoint
+from align.scoring import judging
 from align.settings import Dialog, Reward
 
 PROMPTS: list[Dialog] = [
@@ -150,16 +151,31 @@ def test_an_answer_cannot_end_its_fence(score: Score, fake: Fake) -> None:
 
 
 def test_what_was_judged_is_never_asked_again(score: Score, fake: Fake, tmp_path: Path) -> None:
+    def news() -> int:
+        """The questions since the last time."""
+        count = len(fake.asked)
+        fake.asked.clear()
+        return count
+
     first = score()
-    asked = len(fake.asked)
-    assert asked == 2 + 7  # the two answers, a plain one and six canaries
-    assert score() == first and len(fake.asked) == asked
-    assert score(["It is 4.", "It is 7."])[0] == first[0] and len(fake.asked) == asked + 1
+    assert news() == 2 + 7  # the two answers, a plain one and six canaries
+    assert score() == first and news() == 7
+    assert score(["It is 4.", "It is 7."])[0] == first[0] and news() == 1 + 7
     score(rubric="Another.")
-    assert len(fake.asked) == 2 * asked + 1
+    assert news() == 2 + 7
     for file in (tmp_path / "cache").rglob("*.json"):
         file.write_text("{damaged")
-    assert score() == first and len(fake.asked) == 3 * asked + 1
+    assert score() == first and news() == 2 + 7
+
+
+def test_another_judge_under_the_same_name_is_checked_and_asked(score: Score, fake: Fake) -> None:
+    score()
+    with serve(Fake(say=honest)) as other:
+        assert score(url=other.url) == [{"score": 9}, {"score": 2}]
+        assert len(other.asked) == 2 + 7
+    fake.say = gullible
+    with pytest.raises(StageFailed, match="j falls for the answer"):
+        score()
 
 
 def test_equal_answers_are_judged_once(score: Score, fake: Fake) -> None:
@@ -192,6 +208,41 @@ def test_only_a_whole_number_of_the_scale_is_a_mark(score: Score, fake: Fake, ma
         StageFailed, match="gives no verdict, not even on a plain answer: none can be read"
     ):
         score()
+
+
+MARKS = judging.Form("mark", {"type": "integer"}, lambda x: type(x) is int and 1 <= x <= 10)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '<think>Is it 9? {"mark": 9}</think>\n{"mark": 3}',
+        '```json\n{"reason": "```x``` is wrong", "mark": 3}\n```\nDone.',
+        'Here it is:\n```\n{"mark": 3}\n```',
+        '{"mark": 3.0}',
+    ],
+)
+def test_a_verdict_is_read_with_what_models_put_around_it(said: str) -> None:
+    assert MARKS.read(said) == 3
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[" * 100_000,
+        '{"mark": 1, "mark": 10}',
+        '{"mark": 3} {"mark": 9}',
+        '{"mark": 3} Done.',
+        '```json\n{"mark": 3}\n```\n```json\n{"mark": 9}\n```',
+        '```json\n{"mark": 3}\n```\nNo, rather a 9.',
+        '```json\n{"mark": 3}\n```\nThe mark is too low.',
+        '<think>Perhaps ```json\n{"mark": 3}\n```',
+        '<think>a</think>{"mark": 3}</think>{"mark": 9}',
+        '["```json {"mark": 3}```"]',
+    ],
+)
+def test_what_is_broken_or_may_hold_two_verdicts_is_none(said: str) -> None:
+    assert MARKS.read(said) is None
 
 
 def test_a_server_that_takes_no_schema_is_asked_without(score: Score, fake: Fake) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,16 +32,28 @@ class Form:
     """Whether a value is one; servers that know no schema may say anything."""
 
     def read(self, text: str) -> Any:
-        """The value in what a judge said, which may stand in a code fence; None: there is none."""
-        text = text.strip()
-        if text.startswith("```"):
-            text = text.removeprefix("```json").strip("`").strip()
+        """The value in what a judge said; None: there is none, or perhaps a second one.
+
+        What it thought may come first, in `<think>`. The object may stand in a code fence with a
+        few words around it.
+        """
+        text = re.sub(r"\A\s*<think>.*?</think>", "", text, flags=re.DOTALL).strip()
+        fenced = re.match(r"([^{]*?)```\w*\s*", text)
         try:
-            said = json.loads(text)
-        except ValueError:
+            said, end = _STRICT.raw_decode(text, fenced.end() if fenced else 0)
+        except (ValueError, RecursionError):  # "[[[[…" is nested too deeply
             return None
-        value = said.get(self.key) if isinstance(said, dict) else None
+        rest = text[end:].strip()
+        second = self._hints(fenced[1] + rest.removeprefix("```")) if fenced else rest
+        value = said.get(self.key) if isinstance(said, dict) and not second else None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         return value if self.valid(value) else None
+
+    def _hints(self, words: str) -> bool:
+        """Whether words beside a verdict may hold another one, or an unfinished thought."""
+        named = [re.escape(word) for word in (self.key, *self.schema.get("enum", ()))]
+        return re.search("|".join([r'[\d{<`"\[]', *named]), words, re.IGNORECASE) is not None
 
     def asked(self) -> dict[str, Any]:
         """`response_format`: the reason comes first, so that the verdict can follow from it."""
@@ -66,8 +79,8 @@ def fence(*parts: str) -> str:
 class Judge:
     """A server that is asked for verdicts, at temperature 0.
 
-    A verdict lies in `cache` under a hash of the model's name and all that was asked: the same
-    question is never asked again, and the directory may be deleted.
+    A verdict lies in `cache` under a hash of the server's URL, the model's name and all that was
+    asked: the same question is not asked again, and the directory may be deleted.
     """
 
     def __init__(self, server: Server, model: str, form: Form, cache: Path) -> None:
@@ -81,15 +94,19 @@ class Judge:
         self.refusal = ""
         """What the server said when it last refused a question."""
 
-    def verdicts(self, dialogs: Sequence[Dialog]) -> list[Any]:
+    def verdicts(self, dialogs: Sequence[Dialog], *, kept: bool = True) -> list[Any]:
         """One verdict a dialog; None where the judge gave none, or the dialog was refused.
+
+        Args:
+            dialogs: what is asked.
+            kept: whether what the judge said before is taken, and not asked again.
 
         Raises:
             StageFailed: the server cannot be asked (see `Client.post`).
         """
         files = [self._file(dialog) for dialog in dialogs]
         once = dict(zip(files, dialogs, strict=True))
-        found = {file: _kept(file, self.form) for file in once}
+        found = {file: _kept(file, self.form) if kept else None for file in once}
         missing = [file for file, verdict in found.items() if verdict is None]
 
         def asks(client: Client) -> list[Coroutine[Any, Any, Any]]:
@@ -128,9 +145,19 @@ class Judge:
         return await client.post("/chat/completions", body, _content)
 
     def _file(self, dialog: Dialog) -> Path:
-        asked = json.dumps([self.model, self.form.asked(), dialog], sort_keys=True)
-        name = hashlib.sha256(asked.encode()).hexdigest()
+        asked = [self.server.url, self.model, self.form.asked(), dialog]
+        name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         return self.cache / name[:2] / f"{name}.json"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object without a key that comes twice, of which `json` takes the last."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key comes twice")
+    return found
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def _user(text: str) -> dict[str, str]:

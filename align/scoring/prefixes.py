@@ -28,13 +28,18 @@ def causal(network: Any) -> bool:
     if not isinstance(network, GenericForSequenceClassification):
         return False
     config = network.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
     if getattr(config, "use_bidirectional_attention", False):
         return False
-    if rope.get("rope_type") in ("dynamic", "longrope"):
+    if by_length(network):
         return False
     layers = {type(layer) for layer in DynamicCache(config=network.config).layers}
     return layers <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+def by_length(network: Any) -> bool:
+    """Whether the rotary frequencies depend on the longest row that is read."""
+    rope = getattr(network.config.get_text_config(), "rope_parameters", None) or {}
+    return rope.get("rope_type") in ("dynamic", "longrope")
 
 
 def groups(rows: Sequence[list[int]], starts: Sequence[int]) -> list[tuple[int, list[int]]]:

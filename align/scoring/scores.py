@@ -1,4 +1,4 @@
-"""The score a reward model gives a dialog, the same alone and in any batch; and how good it is."""
+"""The score a reward model gives a dialog, in fp32 the same in any batch; and how good it is."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def scores(
 ) -> list[float]:
     """The score of each row, in the order of the rows.
 
-    A row's score differs by less than 1e-5 between batches in fp32 and by some thousandths in bf16,
-    where ranks flip now and then: load reward models in fp32 where ranks matter.
+    Between batches a row's score differs by less than 1e-5 in fp32, and by about a hundredth of
+    itself in bf16, where ranks flip now and then: load reward models in fp32 where ranks matter.
 
     Args:
         model: a model with a one-number head, in eval mode, whose config names its pad token.
@@ -148,13 +148,21 @@ def _whole(
     """Indices of rows and their scores, batch by batch; every row is read from its beginning.
 
     Padding is on the right: a causal model needs no mask, without which attention is faster.
+
+    Where the rotary frequencies depend on the longest row, only rows of one length share a batch,
+    and shorter ones come first: "dynamic" frequencies stay those of the longest row so far until
+    one within the context is read. Rows beyond the context depend on an earlier call's, therefore,
+    if none within it is among them.
     """
     pad = model.config.get_text_config().pad_token_id
-    order = sorted(which, key=lambda i: (-len(rows[i]), i))
+    alike = prefixes.by_length(_network(model))
+    order = sorted(which, key=lambda i: (len(rows[i]) if alike else -len(rows[i]), i))
     at = 0
     while at < len(order):
         width = len(rows[order[at]])
         batch = order[at : at + max(1, tokens // width)]
+        if alike:
+            batch = [i for i in batch if len(rows[i]) == width]
         at += len(batch)
         ids = [rows[i] + [pad] * (width - len(rows[i])) for i in batch]
         mask = [[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in batch]
