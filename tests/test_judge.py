@@ -112,7 +112,11 @@ def test_a_win_counts_only_if_it_survives_the_swap(score: Score, fake: Fake) -> 
         {"score": 0.5, "consistent": 1},
         {"score": None, "consistent": None},
     ]
-    fake.say = lambda body, k: json.dumps({"reason": "", "better": "first"})
+    fake.say = lambda body, k: (
+        honest(body, k)
+        if "lightning" in parts(body)[0]
+        else json.dumps({"reason": "", "better": "first"})
+    )
     biased = score(columns=baseline, kind="pairwise", rubric="Another.")
     assert biased == [{"score": 0.5, "consistent": 0}] * 2
 
@@ -140,6 +144,22 @@ def test_a_judge_that_praises_everything_is_dropped_for_the_empty_answer(
     fake.say = lambda body, k: json.dumps({"reason": "nice", "mark": 8})
     with pytest.raises(StageFailed, match='falls for the answer "" to "Why do we see'):
         score()
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict", "sentence"),
+    [
+        ("rubric", {"mark": 5}, "marks it 5, and a good one 5"),
+        ("pairwise", {"better": "tie"}, "finds a good one no better"),
+        ("pairwise", {"better": "first"}, "finds a good one no better"),
+    ],
+)
+def test_a_judge_to_whom_all_answers_are_the_same_is_dropped(
+    score: Score, fake: Fake, kind: str, verdict: Any, sentence: str
+) -> None:
+    fake.say = lambda body, k: json.dumps({"reason": "so", **verdict})
+    with pytest.raises(StageFailed, match=f'falls for the answer "" .*{sentence}'):
+        score(columns={"baseline": ["", ""]}, kind=kind)
 
 
 def test_an_answer_cannot_end_its_fence(score: Score, fake: Fake) -> None:
