@@ -68,9 +68,9 @@ class Worth:
         * `kept`: the mean score of what was kept; `kept_earlier`: how many of it are of earlier
           rounds.
         * `gain`, `gain_low`, `gain_high`: of the best of n over a random one, paired by prompt.
-        * `kl_bound`: log n - (n-1)/n nats, the most by which the best of n departs from the model
-          (Beirami et al. 2024, arXiv 2401.01879); `win_rate_bound`: n/(n+1), the most often it
-          wins against one answer.
+        * `kl_bound`: log n - (n-1)/n nats, the most by which the best of n that are drawn alike
+          departs from what was drawn (Beirami et al. 2024, arXiv 2401.01879); `win_rate_bound`:
+          n/(n+1), the most often it wins against one answer.
         * `enough`: the smallest k with nine tenths of the gain; `last_doubling`: the share of the
           gain that came with the last half of the answers.
         * `equal`: the share of prompts whose answers all score the same.
@@ -208,13 +208,7 @@ def words(found: dict[str, Any]) -> list[str]:
         f"{found['prompts']:,} prompts)."
     ]
     if found["gain"] > 0:
-        share = (curve[found["enough"] - 1] - curve[0]) / found["gain"]
-        more = "would help" if found["last_doubling"] > 1 - ENOUGH else "would help little"
-        said.append(
-            f"{found['enough']} answers give {share:.0%} of that gain. The last doubling, from "
-            f"{math.ceil(n / 2)} to {n}, gave {found['last_doubling']:.0%} of it: more answers "
-            f"{more}."
-        )
+        said.append(_advice(found))
     if found["equal"]:
         said.append(f"For {found['equal']:.1%} of the prompts all answers score the same.")
     if (r := found.get("correlation_with_length")) is not None:
@@ -222,10 +216,27 @@ def words(found: dict[str, Any]) -> list[str]:
             f"Among answers to a prompt, score and length correlate at {round(r, 2) + 0.0:.2f}; "
             f"kept answers have {found['tokens_kept']:.1f} tokens, all {found['tokens']:.1f}."
         )
-    said.append(
-        f"The best of {n} departs from the model by {found['kl_bound']:.2f} nats at most, and "
-        f"beats a single answer {found['win_rate_bound']:.0%} of the time at most."
-    )
+    if len(found.get("draws", ())) > 1:  # of unlike answers only this much is known
+        bound = f"{math.log(n):.2f} nats at most."
+    else:
+        bound = f"{found['kl_bound']:.2f} nats at most, and beats a single answer "
+        bound += f"{found['win_rate_bound']:.0%} of the time at most."
+    said.append(f"The best of exactly {n} answers departs from what was drawn by {bound}")
     if found["fewer"]:
         said.append(f"Left out, for they have fewer than {n} answers: {found['fewer']:,} prompts.")
     return said
+
+
+def _advice(found: dict[str, Any]) -> str:
+    """How many answers to draw: more only where the last one was needed and is not the ceiling."""
+    n, curve, enough = found["n"], found["best_of"], found["enough"]
+    doubling = f"The last doubling, from {math.ceil(n / 2)} to {n}, gave "
+    doubling += f"{found['last_doubling']:.0%} of it"
+    if enough < n:
+        share = (curve[enough - 1] - curve[0]) / found["gain"]
+        return f"{enough} answers are enough: they give {share:.0%} of that gain. {doubling}."
+    if found["zero_or_one"] and curve[-1] >= 1:
+        more = "every prompt has an answer that scores 1, so more cannot help"
+    else:
+        more = "more answers would help"
+    return f"All {n} answers were needed for {ENOUGH:.0%} of that gain. {doubling}: {more}."

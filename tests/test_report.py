@@ -108,6 +108,7 @@ def plan(tmp_path: Path) -> Plan:
             "rows": {"n": 1200},
             "kept": {"n": 300},
             "dropped.too_long": {"n": 3, "examples": [{"id": "a<b", "tokens": 999}]},
+            "failed.my_rw": {"n": 38, "examples": [{"id": "p0", "index": 0, "error": "boom"}]},
         }
         manifest = {"seconds": 75.5, "device": "Test CPU", "counts": counts, "stopped": None}
         (artifact.path / "artifact.json").write_text(json.dumps(manifest))
@@ -227,6 +228,7 @@ def test_the_page_shows_curves_drops_and_lineage_and_escapes_data(plan: Plan) ->
     _, html = written(plan)
     for words in ("Rejection sampling", "Training", "too long", "a&lt;b", "not made", "1 min 16 s"):
         assert words in html, words
+    assert "my_rw fails" in html and "boom" in html
     assert "a<b" not in html
     assert "nan" not in html.lower()
 
@@ -236,11 +238,12 @@ def test_rejection_sampling_is_told_in_words_and_drawn_with_its_interval(plan: P
     for words in (
         "Choosing gains +0.800 [+0.700, +0.900] of the reward&#x27;s own score over a random pick",
         "the best of 4 is 0.900, one 0.100 (means over 300 prompts)",
-        "4 answers give 100% of that gain. The last doubling, from 2 to 4, gave 38% of it: more "
-        "answers would help.",
+        "All 4 answers were needed for 90% of that gain. The last doubling, from 2 to 4, gave 38% "
+        "of it: more answers would help.",
         "For 2.0% of the prompts all answers score the same.",
         "score and length correlate at 0.40; kept answers have 14.0 tokens, all 10.0.",
-        "departs from the model by 0.64 nats at most, and beats a single answer 80% of the time",
+        "The best of exactly 4 answers departs from what was drawn by 0.64 nats at most, and beats "
+        "a single answer 80% of the time",
         "Left out, for they have fewer than 4 answers: 2 prompts.",
         "<polygon",
         "mean of the best",
@@ -252,7 +255,13 @@ def test_rejection_sampling_is_told_in_words_and_drawn_with_its_interval(plan: P
     ("more", "words"),
     [
         ({"zero_or_one": True}, "pass@4 is 0.900, pass@1 0.100"),
-        ({"enough": 3, "last_doubling": 0.05}, "would help little"),
+        (
+            {"enough": 3},
+            "3 answers are enough: they give 88% of that gain. The last doubling, from "
+            "2 to 4, gave 38% of it.<",
+        ),
+        ({"zero_or_one": True, "best_of": [0.2, 0.4, 0.6, 1.0]}, "so more cannot help.<"),
+        ({"draws": WORTH["draws"] * 2}, "departs from what was drawn by 1.39 nats at most.<"),
         ({"enough": 3}, ">3 are enough<"),
         ({"gain_low": None, "gain_high": None}, "Choosing gains +0.800 [?]"),
         ({"n": 1, "best_of": [0.1], "best_of_low": [0.0], "best_of_high": [0.2]}, "Sample more."),
@@ -264,6 +273,15 @@ def test_what_choosing_is_worth_is_told_as_it_is(
     path = plan.stages["best"].artifact.path / "metrics.json"
     path.write_text(json.dumps(WORTH | more))
     assert words in written(plan)[1]
+
+
+def test_a_random_pick_is_named_only_where_one_was_evaluated(plan: Plan) -> None:
+    assert "compare with a random pick" in written(plan)[1]
+    path = plan.stages["evaluate"].artifact.path / "report.json"
+    path.write_text(json.dumps({**FOUND, "comparisons": FOUND["comparisons"][:1]}))
+    _, html = written(plan)
+    assert "compare with a random pick" not in html
+    assert "No model of a random pick was evaluated" in html
 
 
 def test_an_artifact_of_an_earlier_version_is_left_out_of_the_section(plan: Plan) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]
 
 
-def section(made: Iterable[Planned]) -> str:
+def section(made: Iterable[Planned], report: Entry) -> str:
     """Every curve once, under the names of the stages that chose among its answers."""
     curves: dict[tuple[float, ...], list[tuple[str, Entry]]] = {}
     rows = []
@@ -51,9 +51,16 @@ def section(made: Iterable[Planned]) -> str:
         [[row[i] for i in shown] for row in rows],
         numbers=range(1, len(shown)),
     )
+    if any(one["role"] == "control" for one in report["comparisons"]):
+        control = "The held-out tests above compare with a random pick."
+    else:
+        control = (
+            "No model of a random pick was evaluated: train one on <code>reject</code> with "
+            "<code>keep: random, like: …</code> and name it in evaluate's <code>controls</code>."
+        )
     note = (
         '<p class="soft">The score is the rewards\' own: that choosing finds what they like is no '
-        "proof that it is better. The held-out tests above compare with a random pick.</p>"
+        f"proof that it is better. {control}</p>"
     )
     charts = "".join(_curve(stages) for stages in curves.values())
     return f"<h2>Rejection sampling</h2>{note}{charts}{table}"

@@ -65,7 +65,7 @@ def render(report: Entry, plan: Plan) -> str:
         _scores(report),
         _comparisons(report),
         _gates(report),
-        gains.section(_made(plan)),
+        gains.section(_made(plan), report),
         _training(plan),
         _dropped(report),
         _lineage(report, plan),
@@ -182,18 +182,21 @@ def _dropped(report: Entry) -> str:
     rows = []
     for stage in report["stages"]:
         for name, count in (stage["counts"] or {}).items():
-            if not name.startswith("dropped.") and not name.startswith("cut"):
+            if not name.startswith(("dropped.", "failed.", "cut")):
                 continue
             examples = "".join(
                 f'<div class="code">{escape(json.dumps(example, ensure_ascii=False))}</div>'
                 for example in count.get("examples", ())
             )
             shown = f"<details><summary>examples</summary>{examples}</details>" if examples else ""
-            reason = escape(name.removeprefix("dropped.").replace("_", " "))
-            rows.append([escape(stage["name"]), reason, f"{count['n']:,}", shown])
+            reason = name.removeprefix("dropped.").replace("_", " ")
+            if name.startswith("failed."):
+                reason = f"{name.removeprefix('failed.')} fails"
+            rows.append([escape(stage["name"]), escape(reason), f"{count['n']:,}", shown])
     if not rows:
         return ""
-    return f"<h2>Dropped or cut</h2>{drawing.table(['stage', 'why', 'n', ''], rows, numbers=(2,))}"
+    table = drawing.table(["stage", "why", "n", ""], rows, numbers=(2,))
+    return f"<h2>Dropped, cut or failed</h2>{table}"
 
 
 def _lineage(report: Entry, plan: Plan) -> str:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from align.errors import StageFailed
 from align.settings import Settings
@@ -73,7 +73,7 @@ class Combine(Settings):
         return self
 
 
-Rule = dict[str, float] | Combine
+Rule = dict[str, FiniteFloat] | Combine
 """Weights by name, or a rule."""
 
 
@@ -110,7 +110,10 @@ def inputs(
     found = []
     for name in members(rule, names):
         if name not in numbers:
-            raise StageFailed(f'combine: there is no "{name}", only {", ".join(numbers)}.')
+            raise StageFailed(
+                f'combine: there is no "{name}", only {", ".join(numbers)}. With another "combine" '
+                "the rewards are asked again."
+            )
         if (number := numbers[name]) is None:
             return None
         found.append(number)

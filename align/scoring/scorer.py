@@ -136,9 +136,13 @@ class Found:
 
 def _fails(name: str, failed: int, n: int, example: Row) -> StageFailed:
     return StageFailed(
-        f"{name} fails on {failed} of {n} answers, as on answer {example['index']} of "
-        f"{example['id']}: {example['error'].rstrip('.')}. Mend the reward and run again."
+        f"{name} fails on {failed} of {n} answers, {_as_on(example)}. "
+        "Mend the reward and run again."
     )
+
+
+def _as_on(example: Row) -> str:
+    return f"as on answer {example['index']} of {example['id']}: {example['error'].rstrip('.')}"
 
 
 # -- all shards ----------------------------------------------------------------------------------
@@ -221,12 +225,18 @@ def summary(scored: Scored, out: Out) -> dict[str, float]:
         moments.add([[answer["score"], length(answer)] for answer in had])
         told = [answer["scores"] for answer in had if "disagreement" in answer["scores"]]
         disagreement.add([[numbers["disagreement"]] for numbers in told])
+    answers, said = out.counts["answers"]["n"], []
     for name, count in out.counts.items():
-        if name.startswith("failed.") and count["n"] > out.counts["answers"]["n"] / 2:
+        if name.startswith("failed."):
             [last, *_] = count["examples"]
-            raise _fails(name[7:], count["n"], out.counts["answers"]["n"], last)
+            if count["n"] > answers / 2:
+                raise _fails(name[7:], count["n"], answers, last)
+            said.append(f"{name[7:]} fails on {count['n']}, {_as_on(last)}")
     if not moments.n:
         raise StageFailed("No answer got a score. Look at what the rewards return.")
+    if said or answers > moments.n:
+        facts = [f"{answers - moments.n} of {answers} answers have no score", "; ".join(said)]
+        out.say(": ".join(filter(None, facts)) + ".")
     found = {"mean": float(moments.mean[0]), "sd": float(moments.sd[0]), "best": best}
     if disagreement.n:
         found["mean_disagreement"] = float(disagreement.mean[0])

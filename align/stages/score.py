@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from align import models, rewards
 from align.artifacts import RewardModel, Samples, Scored
@@ -32,7 +32,7 @@ class Score(Stage):
     rewards: list[Reward] = Field(min_length=1)
     """What scores, by path. Its numbers are called by the file's name: `length`, `length_2` …"""
 
-    combine: dict[str, float] | Combine | None = None
+    combine: dict[str, FiniteFloat] | Combine | None = None
     """How the numbers become one: weights by name (`{model: 1, length: -0.01}`), a detail as
     `instructions.strict`; or a rule (`{rule: lower, of: [model, model_2]}`). With one reward it is
     that reward's. None where a number is missing."""
@@ -48,6 +48,11 @@ class Score(Stage):
         names = rewards.names(self.rewards)
         if self.combine is None and len(names) > 1:
             yield "combine", f"Several rewards ({', '.join(names)}) need weights: combine: {{…}}."
+        if self.combine == {}:
+            yield "combine", f"The block is empty: name weights, of {', '.join(names)}, or a rule."
+        lower = isinstance(self.combine, Combine) and self.combine.rule == "lower"
+        if lower and len(set(combining.members(self._rule(), names))) < 2:
+            yield "combine", '"lower" goes by what rewards disagree on: it needs two or more.'
         if not isinstance(self.samples, Scored):
             for name in combining.members(self._rule(), names):
                 if name.partition(".")[0] not in names:
@@ -78,4 +83,4 @@ class Score(Stage):
         return scorer.Scorer(self.rewards, self._rule(), out)
 
     def _rule(self) -> combining.Rule:
-        return self.combine or {rewards.names(self.rewards)[0]: 1.0}
+        return {rewards.names(self.rewards)[0]: 1.0} if self.combine is None else self.combine

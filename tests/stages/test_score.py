@@ -237,10 +237,12 @@ class Fails(Reward):
     ids=["raises", "not a number", "one too few"],
 )
 def test_an_answer_a_reward_fails_on_is_named_and_the_others_are_kept(
-    body: str, error: str, tmp_path: Path, reward: Any, run: Any
+    body: str, error: str, tmp_path: Path, reward: Any, run: Any, capsys: Any
 ) -> None:
     given = samples(tmp_path, 4, 3)
     rows, out, _ = run(Score(samples=given, rewards=[reward(FAILS.format(body), "fails")]))
+    said = "» 1 of 12 answers have no score: fails fails on 1, as on answer 1 of p2: "
+    assert said in capsys.readouterr().err
     assert [score is None for score in final(rows)] == [len(t) == 7 for t in texts(rows)]
     [example] = out.counts["failed.fails"]["examples"]
     assert (example["id"], example["index"]) == ("p2", 1) and error in example["error"]
@@ -294,12 +296,33 @@ def test_a_rule_for_what_is_no_reward_is_a_problem_of_the_recipe(
     ]
 
 
+@pytest.mark.parametrize(
+    ("rule", "fact"),
+    [
+        ({}, "The block is empty: name weights, of counts, counts_2, or a rule."),
+        (Combine(rule="lower", of=["counts"]), '"lower" goes by what rewards disagree on'),
+    ],
+)
+def test_a_rule_that_combines_nothing_is_a_problem_of_the_recipe(
+    rule: Any, fact: str, tmp_path: Path, counts: Any
+) -> None:
+    stage = Score(samples=samples(tmp_path, 1, 1), rewards=counts, combine=rule)
+    [(key, message)] = stage.check()
+    assert key == "combine" and message.startswith(fact)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_is_a_finite_number(weight: float, tmp_path: Path, counts: Any) -> None:
+    with pytest.raises(ValueError, match="finite number"):
+        Score(samples=samples(tmp_path, 1, 1), rewards=counts, combine={"counts": weight})
+
+
 def test_a_detail_of_a_reward_is_found_when_it_is_there(
     tmp_path: Path, counts: Any, run: Any
 ) -> None:
     stage = Score(samples=samples(tmp_path, 1, 1), rewards=counts, combine={"counts.strict": 1.0})
     assert not list(stage.check())
-    with pytest.raises(StageFailed, match=r'no "counts.strict", only counts, counts_2'):
+    with pytest.raises(StageFailed, match=r'no "counts.strict", only counts, counts_2\. With'):
         run(stage)
 
 
