@@ -140,6 +140,12 @@ def length(answer: Answer) -> int:
     return len(answer["token_ids"])
 
 
+def dropped(out: Out) -> str:
+    """What was left out so far and how often: `cut: 3, no_score: 1`."""
+    names = [name for name in out.counts if name.startswith("dropped.")]
+    return ", ".join(f"{name.partition('.')[2]}: {out.counts[name]['n']}" for name in names)
+
+
 def message(answer: Answer) -> dict[str, Any]:
     """An answer as the assistant's message."""
     return {"role": "assistant", "content": answer["text"]}

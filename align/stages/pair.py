@@ -12,7 +12,17 @@ from pydantic import Field
 from align.artifacts import Preferences, Samples, Scored
 from align.errors import StageFailed
 from align.out import Out
-from align.selection import Answer, Row, Ties, candidates, chance, length, message, ranked
+from align.selection import (
+    Answer,
+    Row,
+    Ties,
+    candidates,
+    chance,
+    dropped,
+    length,
+    message,
+    ranked,
+)
 from align.settings import Stage
 
 
@@ -72,12 +82,9 @@ class Pair(Stage):
                 }
 
         if not out.write_rows(pairs()):
-            why = ", ".join(
-                f"{name[8:]}: {x['n']}" for name, x in out.counts.items() if "." in name
-            )
             raise StageFailed(
-                f"No prompt of {self.scores.key} gives a pair ({why}). Sample more answers or "
-                "warmer ones, or lower `margin`."
+                f"No prompt of {self.scores.name or self.scores.key} gives a pair "
+                f"({dropped(out)}). Sample more answers or warmer ones, or lower `margin`."
             )
         summary = {
             "pairs": total["pairs"],

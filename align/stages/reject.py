@@ -77,6 +77,8 @@ class Reject(Stage):
             if any(getattr(earlier.stage, name, None) != ours for earlier in self.bank):
                 fact = "by other rewards" if name == "rewards" else 'with another "combine"'
                 yield "bank", f"A round was scored {fact}: score its samples anew."
+        if any(earlier.key == self.scores.key for earlier in self.bank):
+            yield "bank", 'The bank holds "scores" itself: name earlier rounds only.'
         rule = getattr(getattr(self.scores.stage, "combine", None), "rule", "min")
         if self.bank and rule != "min":  # measured by the spread of one stage's own scores
             fact = f'"combine: {rule}" means another thing in every round'
@@ -124,8 +126,10 @@ class Reject(Stage):
                     yield selection.conversation(row, answer)
 
         if not out.write_rows(conversations()):
+            low = f"all others are below the bar of {self.bar}" if self.keep == "above" else ""
+            why = "; ".join(part for part in (selection.dropped(out), low) if part)
             raise StageFailed(
-                f"No answer of {self.scores.key} can be kept (see the counts of what was dropped). "
+                f"No answer of {self.scores.name or self.scores.key} can be kept ({why}). "
                 "If all were cut, raise max_new_tokens or say allow_cut: true."
             )
         summary = worth.summary()

@@ -259,8 +259,14 @@ def test_cut_and_unscored_answers_are_left_out_and_counted(store: Any, run: Any)
     }
     assert chosen(run(Reject(scores=scores, allow_cut=True))[0]) == ["cut"]
     nothing = store(Scored, rows[1:], "nothing")
-    with pytest.raises(StageFailed, match="No answer of .* can be kept"):
+    with pytest.raises(StageFailed) as failure:
         run(Reject(scores=nothing))
+    assert "No answer of Scored-nothing can be kept (no_score: 1, prompt_wi" in str(failure.value)
+    nothing.name = "score"
+    with pytest.raises(StageFailed, match=r"No answer of score can be kept \("):
+        run(Reject(scores=nothing))
+    with pytest.raises(StageFailed, match=r"candidates: 1; all others are below the bar of 9\.0\)"):
+        run(Reject(scores=store(Scored, [*rows[1:], scored("c", 1)], "low"), keep="above", bar=9.0))
 
 
 def test_answers_of_earlier_rounds_compete(store: Any, run: Any) -> None:
@@ -298,6 +304,8 @@ def test_settings_that_do_not_fit_are_problems(store: Any) -> None:
     assert [k for k, _ in Reject(scores=scores, keep="above").check()] == ["bar"]
     assert [k for k, _ in Reject(scores=scores, bar=0.1).check()] == ["bar"]
     assert {k for k, _ in Reject(scores=scores, like=other).check()} == {"like"}
+    [(key, message)] = Reject(scores=scores, bank=[scores]).check()
+    assert key == "bank" and "earlier rounds only" in message
     assert list(Reject(scores=scores).check()) == []
 
 
@@ -542,5 +550,8 @@ def test_pairs_say_whether_the_longer_answer_is_chosen(store: Any, run: Any) -> 
 def test_no_pair_at_all_says_why(store: Any, run: Any) -> None:
     scores = store(Scored, [scored("a", 0.5, 0.5), row("b", answer(0, "x", 1.0, "length"))])
     with pytest.raises(StageFailed, match="equal_scores: 1") as failure:
+        run(Pair(scores=scores))
+    scores.name = "score"
+    with pytest.raises(StageFailed, match="No prompt of score gives"):
         run(Pair(scores=scores))
     assert "cut: 1" in str(failure.value) and "Sample more answers" in str(failure.value)
