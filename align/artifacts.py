@@ -45,11 +45,12 @@ class Artifact:
 
 
 class Rows(Artifact):
-    """An artifact of rows: `data/*.jsonl`, in the order of the files' names."""
+    """An artifact of rows: `data/*.jsonl`, in the order of the files' names, short ones first."""
 
     def files(self) -> list[Path]:
-        """The data files, in order."""
-        return sorted((self.path / "data").glob("*.jsonl"))
+        """The data files, in order: shard-100000 comes after shard-99999."""
+        found = (self.path / "data").glob("*.jsonl")
+        return sorted(found, key=lambda file: (len(file.name), file.name))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every row, one at a time."""

@@ -84,11 +84,12 @@ def test_what_was_interrupted_goes_on_with_the_shards_that_are_missing(out: Out)
     )
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "unknown"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "unknown", "unread", "less"])
 def test_a_shard_that_is_not_what_was_written_is_made_anew(out: Out, damage: str) -> None:
     shards.make(out, shards.cut(rows(7), 2), Upper())
     before = content(out)
     file = out.path / "data/shard-00001.jsonl"
+    record = out.path / shards.MADE / "00001.json"
     whole = file.read_bytes()
     if damage == "flipped":
         file.write_bytes(whole.replace(b"TEXT 3", b"TEXT 4"))
@@ -96,11 +97,24 @@ def test_a_shard_that_is_not_what_was_written_is_made_anew(out: Out, damage: str
         file.write_bytes(whole[:-1])
     elif damage == "gone":
         file.unlink()
-    else:  # killed after the file was written and before that was noted
-        (out.path / shards.MADE / "00001.json").unlink()
+    elif damage == "unknown":  # killed after the file was written and before that was noted
+        record.unlink()
+    elif damage == "unread":
+        record.write_bytes(record.read_bytes()[:20])
+    else:
+        said = json.loads(record.read_text())
+        del said["counts"]
+        record.write_text(json.dumps(said))
     again = Upper()
     shards.make(out, shards.cut(rows(7), 2), again)
     assert again.asked == [1] and content(out) == before
+
+
+def test_the_hundred_thousandth_shard_is_the_last(out: Out) -> None:
+    out.path.mkdir()
+    for number in (100000, 0, 99999):
+        out.write_rows([{"id": number}], f"shard-{number:05d}")
+    assert [row["id"] for row in Samples(out.path).rows()] == [0, 99999, 100000]
 
 
 def test_rows_that_changed_make_their_shard_again(out: Out) -> None:

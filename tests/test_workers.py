@@ -1,6 +1,7 @@
 """Workers of this machine: the same bytes, whoever makes a shard, whoever is killed meanwhile."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from shouting import content, project, shout
 
-from align import processes, store
+from align import launch, processes, store
 from align.errors import StageFailed
 from align.out import Out
 from align.parallel import pool, shards
@@ -21,6 +22,12 @@ __all__ = ["project"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="orphans die on Linux only")
 
 TEXTS = [f"word {i}" for i in range(7)]
+
+
+@pytest.fixture(autouse=True)
+def without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(launch, "devices", lambda: 0)
 
 
 @pytest.fixture
@@ -91,6 +98,35 @@ def test_what_a_worker_refuses_is_said_and_not_tried_again(project: Path) -> Non
         stage.run(out)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_worker_that_hangs_is_named_and_another_gets_its_shard(
+    project: Path,
+    expected: dict[str, bytes],
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where there is no other, it is waited for."""
+    listen, hung = pool._listen, list[pool.Worker]()
+
+    def look(workers: dict[int, pool.Worker], taken: set[int], out: Out) -> None:
+        if not hung:
+            hung.append(workers[0])
+            hung[0].process.send_signal(signal.SIGSTOP)
+        listen(workers, taken, out)
+        if count == 1 and hung[0].named:
+            hung[0].process.send_signal(signal.SIGCONT)
+
+    monkeypatch.setattr(pool, "SILENCE", 0.3)
+    monkeypatch.setattr(pool, "_listen", look)
+    stage, out = shout(project, TEXTS, workers=Workers(count=count))
+    stage.run(out)
+    assert content(out) == expected
+    said = capsys.readouterr().err
+    assert re.search(r"» Worker 0 has said nothing about shard \d for 0 minutes\.", said)
+    assert ("It is ended, and worker 1 makes the shard." in said) == (count == 2)
+
+
 def drive(out: Out, until: str) -> subprocess.Popen[bytes]:
     """The driver in a process of its own, once somebody has begun a row."""
     driver = subprocess.Popen(
@@ -145,9 +181,17 @@ def test_workers_share_the_cores_and_have_a_gpu_each(monkeypatch: pytest.MonkeyP
     cores = len(os.sched_getaffinity(0))
     assert pool.share(1, 2)["OMP_NUM_THREADS"] == str(max(1, cores // 2))
     assert "CUDA_VISIBLE_DEVICES" not in pool.share(1, 2)
-    monkeypatch.setattr(pool.launch, "devices", lambda: 2)
+    monkeypatch.setattr(launch, "devices", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert [pool.share(i, 3)["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["4", "6", "4"]
+    assert [pool.share(i, 2)["CUDA_VISIBLE_DEVICES"] for i in range(2)] == ["4", "6"]
+
+
+def test_more_workers_than_gpus_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "devices", lambda: 2)
+    stage, out = shout(project, TEXTS, workers=Workers(count=3))
+    with pytest.raises(StageFailed, match=r"^workers\.count is 3, .* has 2\. Set it to 2; or, "):
+        stage.run(out)
+    assert not turns(project)
 
 
 def test_workers_of_this_machine_have_no_options() -> None:

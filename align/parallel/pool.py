@@ -2,7 +2,8 @@
 
 They are fresh processes, which load what they need once. Numbers of shards go to a worker's stdin
 and come back on its stdout when they are made; the end of its stdout is its death, seen at once.
-The shard it held then goes to a new one. The kernel ends all of them with the driver.
+The shard it held then goes to a new one. The kernel ends all of them with the driver. One that
+lives and says nothing is ended when another has nothing to do, which gets its shard.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +38,9 @@ LOOK = 0.5
 PATIENCE = 5.0
 """Seconds that a worker has to end when it is asked to."""
 
+SILENCE = 600.0
+"""Seconds after which a worker that tells nothing of its shard may hang."""
+
 
 class Worker:
     """One process, and the shard in its hands."""
@@ -43,7 +48,14 @@ class Worker:
     def __init__(self, work: Path, number: int, count: int) -> None:
         self.number = number
         self.shard: int | None = None
+        self.named = False
+        """Whether it was said that it says nothing of its shard."""
+
         name = f"local-{number}"
+        self.file = work / shards.PROGRESS / f"{name}.json"
+        """How far it is."""
+
+        self._told, self._heard = 0, time.monotonic()
         words = [sys.executable, "-m", "align.worker", "--shards", name, str(work)]
         self.process = subprocess.Popen(
             [*words, "--runner", str(os.getpid())],
@@ -62,9 +74,16 @@ class Worker:
     def hand(self, shard: int) -> None:
         """Give it a shard to make. If it has died, the end of its stdout says so."""
         assert self.process.stdin is not None
-        self.shard = shard
+        self.shard, self.named, self._heard = shard, False, time.monotonic()
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(f"{shard}\n".encode())
+
+    def silent(self) -> bool:
+        """Whether it has told nothing of its shard for long. Loading, it tells nothing either."""
+        told = self.file.stat().st_mtime_ns if self.file.is_file() else 0
+        if told != self._told:  # compared with itself: a file server has another clock
+            self._told, self._heard = told, time.monotonic()
+        return time.monotonic() - self._heard > SILENCE
 
     def stop(self) -> None:
         """Ask it to end: now if it holds a shard, which is lost."""
@@ -79,7 +98,8 @@ class Worker:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a dead disk
+                self.process.wait(PATIENCE)
         for stream in (self.process.stdin, self.process.stdout):
             assert stream is not None
             stream.close()
@@ -87,13 +107,14 @@ class Worker:
 
 def make(workers: Workers, out: Out, missing: list[int], watch: Callable[[], None]) -> None:
     """Make the shards with these numbers: see `Workers.make`."""
+    _check(workers.count)
     count = min(workers.count, len(missing))
-    ahead, died = deque(missing), Counter[int]()
-    pool = [Worker(out.path, number, count) for number in range(count)]
+    ahead, died, taken = deque(missing), Counter[int](), set[int]()
+    pool = {number: Worker(out.path, number, count) for number in range(count)}
     try:
-        for worker in pool:
+        for worker in pool.values():
             worker.hand(ahead.popleft())
-        while busy := [worker for worker in pool if worker.shard is not None]:
+        while busy := [worker for worker in pool.values() if worker.shard is not None]:
             for worker in select.select(busy, [], [], LOOK)[0]:
                 if not os.read(worker.fileno(), 64):
                     assert worker.shard is not None
@@ -104,12 +125,55 @@ def make(workers: Workers, out: Out, missing: list[int], watch: Callable[[], Non
                 worker.shard = None
                 if ahead:
                     worker.hand(ahead.popleft())
+            _listen(pool, taken, out)
             watch()
     finally:
-        for worker in pool:
+        for worker in pool.values():
             worker.stop()
-        for worker in pool:
+        for worker in pool.values():
             worker.end()
+
+
+def _check(count: int) -> None:
+    """See that there is a GPU for every worker; two on one would not leave each other memory.
+
+    Raises:
+        StageFailed: there are GPUs, and fewer than workers.
+    """
+    if 0 < (found := _devices()) < count:
+        raise StageFailed(
+            f"workers.count is {count}, each has a GPU for itself, and this machine has {found}. "
+            f"Set it to {found}; or, where no GPU is needed, run with CUDA_VISIBLE_DEVICES=''."
+        )
+
+
+def _devices() -> int:
+    """GPUs that the workers can have: on a Mac models run on the CPU."""
+    return 0 if sys.platform == "darwin" else launch.devices()
+
+
+def _listen(pool: dict[int, Worker], taken: set[int], out: Out) -> None:
+    """Say who says nothing; an idle worker gets such a shard, and its worker is ended.
+
+    Two must not make one shard, for which a server would be asked twice. A shard is taken once
+    (`taken`): one that takes so long with everybody is left alone then.
+    """
+    for worker in [one for one in pool.values() if one.shard is not None and one.silent()]:
+        shard = worker.shard
+        assert shard is not None
+        says = f"Worker {worker.number} has said nothing about shard {shard} for"
+        says += f" {SILENCE / 60:.0f} minutes."
+        idle = [one for one in pool.values() if one.shard is None]
+        if idle and shard not in taken:
+            out.say(f"{says} It is ended, and worker {idle[0].number} makes the shard.")
+            taken.add(shard)
+            pool.pop(worker.number).process.kill()
+            worker.end()
+            worker.file.unlink(missing_ok=True)
+            idle[0].hand(shard)
+        elif not worker.named:
+            out.say(says)
+            worker.named = True
 
 
 def _bury(worker: Worker, died: int, out: Out) -> None:
@@ -138,10 +202,10 @@ def share(number: int, count: int) -> dict[str, str]:
     """The environment that gives a worker its share of the cores, and one GPU."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     share = {"OMP_NUM_THREADS": str(max(1, cores // count))}
-    if devices := launch.devices():
+    if devices := _devices():
         for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
             known = os.environ.get(name, ",".join(map(str, range(devices)))).split(",")
-            share[name] = known[number % len(known)]
+            share[name] = known[number]
     return share
 
 

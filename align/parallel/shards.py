@@ -37,6 +37,9 @@ Work = Callable[[int, list[Row]], Iterable[Row]]
 
 PLAN, MADE, PROGRESS = "checkpoints/plan", "checkpoints/shards", "checkpoints/progress"
 
+RECORD = {"plan", "data", "seconds", "counts", "facts"}
+"""What the record of a made shard says."""
+
 
 class Sharded(Protocol):
     """A stage whose rows are made in shards."""
@@ -145,7 +148,12 @@ def made(path: Path, number: int) -> bool:
     record, data = _record(path, number), _data(path, number)
     if not (record.is_file() and data.is_file()):
         return False
-    said = read_json(record)
+    try:
+        said = json.loads(record.read_bytes())
+    except ValueError:  # damaged: one shard is made again, and the others are kept
+        return False
+    if not (isinstance(said, dict) and said.keys() == RECORD):
+        return False
     return bool(said["plan"] == _sha256(_planned(path, number)) and said["data"] == _sha256(data))
 
 

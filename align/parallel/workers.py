@@ -46,7 +46,8 @@ class Workers(Settings):
         """Make the shards with these numbers; `watch` is called every second or so.
 
         Raises:
-            StageFailed: a worker said why it cannot go on, or a shard failed three times.
+            StageFailed: a worker said why it cannot go on, or a shard failed three times; there
+                are fewer GPUs than workers of this machine.
         """
         if self.on == "ray":
             from align.parallel import rays
