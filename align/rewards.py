@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from numbers import Real
-from typing import Any
+from typing import Any, SupportsFloat
 
 from align import shelf
 from align.artifacts import RewardModel
@@ -152,12 +151,16 @@ def _normal(file: str, result: Any) -> Numbers:
 def _number(file: str, name: str, value: Any) -> float | None:
     if value is None:
         return None
-    if not isinstance(value, Real) or not math.isfinite(value):
+    try:
+        number = float(value) if isinstance(value, SupportsFloat) else math.nan
+    except (TypeError, ValueError, OverflowError):  # an array or a tensor of several numbers
+        number = math.nan
+    if not math.isfinite(number):
         raise _Wrong(
             f"{file} returned {value!r} as {name}. A reward returns a finite number, or None where "
             "it does not apply."
         )
-    return float(value)
+    return number
 
 
 def passes(rewards: Sequence[Reward]) -> list[list[int]]:

@@ -105,6 +105,12 @@ class Judge(Server, Reward):
             raise ValueError("The scale is the lowest and the highest mark, as [1, 10].")
         return scale
 
+    @pydantic.model_validator(mode="after")
+    def _one_rubric(self) -> "Judge":
+        if self.rubric_file is not None and self.rubric != RUBRIC:
+            raise ValueError("Give one of rubric and rubric_file.")
+        return self
+
     def __call__(
         self, *, prompts: list[Dialog], completions: list[Dialog], **columns: list[Any]
     ) -> list[float | None] | list[dict[str, float | None]]:

@@ -295,6 +295,7 @@ def test_a_judge_that_is_down_is_one_sentence(
     ("settings", "sentence"),
     [
         ({"scale": [5, 5]}, "lowest and the highest mark"),
+        ({"rubric": "Short?", "rubric_file": Path("r.txt")}, "one of rubric and rubric_file"),
         ({"url": "http://a:b@host/v1"}, "api_key_env"),
         ({"kind": "pairwise"}, 'no column "baseline", only none'),
     ],

@@ -54,6 +54,12 @@ def test_numbers_none_and_mappings_come_out_in_one_form(make: Callable[..., Rewa
     ]
 
 
+def test_tensors_and_arrays_of_one_number_are_numbers(make: Callable[..., Reward]) -> None:
+    for library, function in (("torch", "tensor"), ("numpy", "array")):
+        made = f"__import__('{library}').{function}([0.5, 2.0])"
+        assert score(make(made, library), "a", "b") == [0.5, 2.0]
+
+
 @pytest.mark.parametrize(
     ("returns", "sentence"),
     [
@@ -61,6 +67,7 @@ def test_numbers_none_and_mappings_come_out_in_one_form(make: Callable[..., Rewa
         ("['good'] * 2", "returned 'good' as score"),
         ("[float('nan')] * 2", "returned nan as score"),
         ("[{'tone': 1.0}] * 2", 'has no "score"'),
+        ("__import__('torch').ones(2, 3)", "returned tensor([1., 1., 1.]) as score"),
     ],
 )
 def test_a_wrong_result_is_a_sentence_that_names_the_file(
