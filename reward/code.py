@@ -1,6 +1,5 @@
 """Whether generated code passes its tests, in a sandbox."""
 
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from align.errors import StageFailed
 from align.rewards import text
 from align.settings import Dialog, Reward
 from align.verifiers import sandbox
+from align.verifiers.cores import cores
 from align.verifiers.sandbox import Check, Verdict
 
 BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
@@ -21,7 +21,7 @@ PYTHON = ("", "python", "py", "python3")
 
 
 class Code(Reward):
-    """1 where an answer's Python passes all of its tests, else 0; None where there are no asserts.
+    """1 where an answer's Python passes all of its tests, else 0; None where none can be reached.
 
     The detail `passed_share` is the share of the asserts that held, `timed_out` whether the time
     was over. The answer's code is its last fenced block that defines a function, or all of its
@@ -52,7 +52,8 @@ class Code(Reward):
     """The column with code that runs before the tests."""
 
     timeout: float = Field(5.0, gt=0)
-    """Seconds for one answer."""
+    """CPU seconds for one answer, rounded up to whole ones, and as many for its tests; by the clock
+    a check may take ten times as many."""
 
     memory: int = Field(512, ge=64)
     """MiB for the answer, and as much for its tests."""
@@ -62,7 +63,7 @@ class Code(Reward):
     memory. Where bubblewrap cannot run, nothing else is taken in its place."""
 
     workers: int | None = Field(None, ge=1, exclude=True)
-    """Answers tested at once; else one a core."""
+    """Answers tested at once; else one a core, of the worker's share."""
 
     @model_validator(mode="after")
     def _can_run(self) -> "Code":
@@ -87,7 +88,7 @@ class Code(Reward):
         test = partial(
             sandbox.run, seconds=self.timeout, memory=self.memory << 20, kind=self.sandbox
         )
-        with ThreadPoolExecutor(self.workers or os.cpu_count()) as threads:
+        with ThreadPoolExecutor(self.workers or cores()) as threads:
             found = dict(zip(asked, threads.map(test, asked), strict=True))
         return [_numbers(None if one is None else found[one]) for one in checks]
 

@@ -2,24 +2,38 @@
 
 import json
 import re
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import PrivateAttr, field_validator, model_validator
 
-from align.errors import StageFailed
 from align.extras import need
 from align.rewards import text
 from align.settings import Dialog, Reward
+from align.verifiers.cores import cores
+from align.verifiers.killable import Lost, Pool
 from align.verifiers.schemas import checker, parse
-from align.verifiers.toolcalls import valid
+from align.verifiers.toolcalls import checkers
+
+LIMIT = 1.0
+"""Seconds for one answer."""
+
+FIRST: dict[str, tuple[Any, ...]] = {
+    "align.verifiers.patterns:found": ("", "", False),
+    "align.verifiers.schemas:fits": ("{}", "{}"),
+    "align.verifiers.toolcalls:valid": ([], "[]", "hermes", False),
+}
+"""What checks each form, and a first call of it."""
 
 _BLOCK = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 
 
 class Format(Reward):
     """1 where an answer has a form, else 0: one of `pattern`, `json_schema` and `tool_call`.
+
+    There are patterns, in schemas too, that take years for some answers. The check runs in a
+    process that is killed after a second: such an answer gets 0, and 1 in the detail `timed_out`.
 
     A schema and the tools need `pip install 'align-recipes[rewards]'`.
     """
@@ -40,7 +54,7 @@ class Format(Reward):
     whole: bool = False
     """Whether nothing may stand beside what is looked for, blank space apart."""
 
-    _agrees: Callable[[Any], bool] | None = PrivateAttr(None)
+    _schema: str | None = PrivateAttr(None)
 
     @field_validator("pattern")
     @classmethod
@@ -63,42 +77,62 @@ class Format(Reward):
                 schema = self.json_schema
                 if isinstance(schema, Path):
                     schema = parse(schema.read_text(encoding="utf-8"))
-                self._agrees = checker(schema)
-            except (OSError, ValueError) as error:
+                checker(schema)
+                self._schema = json.dumps(schema)
+            except (OSError, TypeError, ValueError) as error:
                 raise ValueError(f"json_schema is no JSON schema: {error}") from None
         return self
 
     def __call__(
         self, *, prompts: list[Dialog], completions: list[Dialog], **columns: list[Any]
-    ) -> list[float | None]:
-        """1 or 0 per answer."""
+    ) -> list[dict[str, float | None]]:
+        """1, 0 or None per answer, and whether its time was over."""
+        asked: list[tuple[Any, ...] | None]
         if self.tool_call is not None:
-            tools = columns.get("tools") or [None] * len(prompts)
-            rows = zip(prompts, completions, tools, strict=True)
-            return [self._calls(*row, self.tool_call) for row in rows]
-        if self._agrees is not None:
-            return [float(self._is_json(text(one).strip())) for one in completions]
-        found = re.compile(self.pattern or "")
-        test = found.fullmatch if self.whole else found.search
-        return [float(test(text(one).strip()) is not None) for one in completions]
+            target = "align.verifiers.toolcalls:valid"
+            listed = map(_listed, prompts, columns.get("tools") or [None] * len(prompts))
+            asked = [
+                None if tools is None else (one, tools, self.tool_call, self.whole)
+                for one, tools in zip(completions, listed, strict=True)
+            ]
+        elif self._schema is not None:
+            target = "align.verifiers.schemas:fits"
+            asked = [(self._schema, self._json(text(one).strip())) for one in completions]
+        else:
+            target = "align.verifiers.patterns:found"
+            asked = [(self.pattern, text(one).strip(), self.whole) for one in completions]
+        found = iter(_pool(target).map(one for one in asked if one is not None))
+        return [
+            {"score": None, "timed_out": None} if one is None else _numbers(next(found))
+            for one in asked
+        ]
 
-    def _is_json(self, said: str) -> bool:
+    def _json(self, said: str) -> str:
         block = None if self.whole else _BLOCK.search(said)
-        try:
-            value = parse(block[1] if block else said)
-        except ValueError:
-            return False
-        assert self._agrees is not None
-        return self._agrees(value)
+        return block[1] if block else said
 
-    def _calls(self, prompt: Dialog, answer: Dialog, tools: Any, form: str) -> float | None:
-        if tools in (None, [], "", "[]"):
-            return None
-        listed = tools if isinstance(tools, str) else json.dumps(tools)
-        try:
-            return float(valid(answer, listed, form, self.whole))
-        except ValueError as error:
-            raise StageFailed(
-                f'reward/format.py: the tools of the prompt "{text(prompt)[:60]}…" cannot be '
-                f"read: {error}."
-            ) from None
+
+@cache
+def _pool(target: str) -> Pool:
+    """The processes of a form: one set for all rewards."""
+    return Pool(target, LIMIT, FIRST[target], min(cores(), 8))
+
+
+def _listed(prompt: Dialog, tools: Any) -> str | None:
+    """A prompt's tools as JSON that can be read; None: there are none."""
+    if tools in (None, [], "", "[]"):
+        return None
+    listed = tools if isinstance(tools, str) else json.dumps(tools)
+    try:
+        checkers(listed)
+    except ValueError as error:
+        raise ValueError(
+            f'The tools of the prompt "{text(prompt)[:60]}…" cannot be read: {error}.'
+        ) from None
+    return listed
+
+
+def _numbers(result: Any) -> dict[str, float | None]:
+    if isinstance(result, Lost):
+        return {"score": 0.0, "timed_out": float(result.timed_out)}
+    return {"score": float(result), "timed_out": 0.0}

@@ -61,9 +61,8 @@ class Instructions(Reward):
                 raise ValueError(f"{len(kinds)} kinds have {len(given)} blocks of arguments.")
             found = [followed(*one, said) for one in zip(kinds, given, strict=True)]
         except (ValueError, TypeError) as error:
-            raise StageFailed(
-                f'reward/instructions.py: the prompt "{text(prompt)[:60]}…" cannot be checked. '
-                f"{error}"
+            raise ValueError(
+                f'The prompt "{text(prompt)[:60]}…" cannot be checked. {error}'
             ) from None
         strict, loose = zip(*found, strict=True)
         numbers = (all(strict), all(strict), all(loose), _share(strict), _share(loose))

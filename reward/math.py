@@ -1,6 +1,5 @@
 """Whether an answer is the right mathematics, by math-verify."""
 
-import os
 from typing import Any
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -9,6 +8,7 @@ from align.errors import StageFailed
 from align.extras import need
 from align.rewards import text
 from align.settings import Dialog, Reward
+from align.verifiers.cores import cores
 from align.verifiers.killable import Lost, Pool
 
 FIRST = (r"$\frac{1}{2} + x$ and \boxed{(1, 2]}", r"\{x^2\}")
@@ -30,7 +30,7 @@ class Math(Reward):
     """Seconds for one answer."""
 
     workers: int | None = Field(None, ge=1, exclude=True)
-    """Processes that check at once; else one a core, up to 8."""
+    """Processes that check at once; else one a core, of the worker's share, up to 8."""
 
     _pool: Pool | None = PrivateAttr(None)
 
@@ -49,7 +49,7 @@ class Math(Reward):
                 f"{', '.join(columns) or 'none'}. Name the one with the right answer: column: …"
             )
         if self._pool is None:
-            count = self.workers or min(os.cpu_count() or 1, 8)  # each takes 100 MB
+            count = self.workers or min(cores(), 8)  # each takes 100 MB
             self._pool = Pool("align.verifiers.expressions:equal", self.timeout, FIRST, count)
         pairs = [
             (text(one), str(right))

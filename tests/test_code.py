@@ -21,6 +21,7 @@ from align import rewards, shelf
 from align.errors import StageFailed
 from align.settings import Reward
 from align.verifiers import sandbox
+from align.verifiers.cores import cores
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("ALIGN_DATA", "/nowhere"))
@@ -72,6 +73,30 @@ def test_no_network() -> None:
         assert found["score"] == 0
         with pytest.raises(BlockingIOError):
             server.accept()
+
+
+@needs_sandbox
+def test_of_sockets_only_those_within_the_sandbox_are_left() -> None:
+    answer = """
+        import socket
+
+        def f():
+            left = set()
+            for family in range(64):  # of which a network namespace does not hold 40, AF_VSOCK
+                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW):
+                    try:
+                        socket.socket(family, kind).close()
+                        left.add(family)
+                    except OSError as error:
+                        if error.errno != 1:  # the kernel's own answer
+                            left.add(family)
+            return left
+
+        def g():
+            import asyncio
+            return asyncio.run(asyncio.sleep(0, 42))
+    """
+    assert judged(answer, "assert f() == {1}", "assert g() == 42")["passed_share"] == 1
 
 
 @needs_sandbox
@@ -359,12 +384,36 @@ def test_nothing_is_left_of_an_answer_that_never_ends(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = ours("self")
+    monkeypatch.setattr(sandbox, "WALL", 1)
     check = sandbox.Check("import time\ndef f():\n    time.sleep(600)", ("assert f() == 42",))
     started = time.monotonic()
     found = sandbox.run(check, seconds=0.5, memory=1 << 28, kind=kind)
     assert found == sandbox.Verdict(passed=False, share=0, timed_out=True)
     assert time.monotonic() - started < 10
     assert ours("self") == before and not list(tmp_path.iterdir())
+
+
+@needs_sandbox
+def test_what_counts_is_the_time_an_answer_computes() -> None:
+    busy = ("def f():\n    while True: pass", "assert f() == 42")
+    endless = ("def f():\n    while True: yield 42", "assert sum(f()) == 42")
+    waits = ("import time\ndef f():\n    time.sleep(1.5)\n    return 42", "assert f() == 42")
+
+    def verdict(code: str, test: str, kind: sandbox.Kind = "bubblewrap") -> Any:
+        return sandbox.run(sandbox.Check(code, (test,)), 0.8, 1 << 28, kind)
+
+    over = sandbox.Verdict(passed=False, share=0, timed_out=True)
+    assert [verdict(*busy), verdict(*busy, "unsafe-subprocess"), verdict(*endless)] == [over] * 3
+    assert verdict(*waits) == sandbox.Verdict(passed=True, share=1, timed_out=False)
+
+
+def test_as_many_are_tested_at_once_as_a_worker_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert cores() == 1
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if sys.platform == "linux":
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 4, 5})
+        assert cores() == 3
 
 
 @needs_sandbox
@@ -464,6 +513,14 @@ def test_a_broken_answer_is_wrong_and_no_error(answer: str) -> None:
 
 
 @needs_sandbox
+def test_an_answer_that_ends_a_loop_of_the_tests_is_no_pass() -> None:
+    stops = "def f(*x):\n    raise StopIteration"
+    found = judged(stops, "assert all(map(f, [1, 2]))", "assert list(map(f, [1])) == []")
+    assert found == {"score": 0, "passed_share": 0, "timed_out": 0}
+    assert judged("def f():\n    return []", "for x in f():\n    assert x")["score"] == 0
+
+
+@needs_sandbox
 def test_the_share_counts_asserts_that_hold_and_every_one_is_asked() -> None:
     answer = "def f(x):\n    return [1, 2][x]"
     tests = ["assert f(0) == 1", "assert f(5) == 1", "assert f(1) == 3", "assert f(1) == 2"]
@@ -475,8 +532,16 @@ def test_the_share_counts_asserts_that_hold_and_every_one_is_asked() -> None:
 @needs_sandbox
 @pytest.mark.parametrize(
     "tests",
-    [None, [], "", "def check(:", "import a_package_nobody_has\nassert f() == 42", "f()"],
-    ids=["none", "empty", "blank", "no Python", "a package that is not there", "no assert"],
+    [
+        None,
+        [],
+        "",
+        "def check(:",
+        "import a_package_nobody_has\nassert f() == 42",
+        "f()",
+        "def test_f():\n    assert f() == 42",
+    ],
+    ids=["none", "empty", "blank", "no Python", "no such package", "no assert", "not called"],
 )
 def test_it_does_not_apply_where_nothing_can_be_tested(tests: Any) -> None:
     assert score(shelved(), "def f():\n    return 42", test=[tests])[0]["score"] is None

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from recipe_world import world
 
 from align import recipe, rewards, shelf
-from align.errors import RecipeError, StageFailed
+from align.errors import RecipeError
 from align.settings import Reward
 from align.stages.score import Score
 
@@ -57,6 +58,35 @@ def score(reward: Reward, *answers: Any, **columns: Any) -> list[float | None]:
 def calls(form: str, *answers: Any, tools: Any = (WEATHER,), **settings: Any) -> list[float | None]:
     reward = make(tool_call=form, **settings)
     return score(reward, *answers, tools=[list(tools) or None] * len(answers))
+
+
+# -- patterns ------------------------------------------------------------------------------------
+
+ENDLESS = r"^(\w+\s?)*\.$"
+
+
+@pytest.mark.parametrize("settings", [{"pattern": ENDLESS}, {"json_schema": {"pattern": ENDLESS}}])
+def test_a_pattern_that_never_comes_back_costs_an_answer_its_second(
+    settings: dict[str, Any],
+) -> None:
+    said = ["a" * 40 + "!", "One word.", "no stop"]
+    texts = said if "pattern" in settings else list(map(json.dumps, said))
+    completions = [[{"role": "assistant", "content": one}] for one in texts]
+    started = time.monotonic()
+    found = rewards.call(make(**settings), [[]] * 3, completions)
+    assert [(one["score"], one["timed_out"]) for one in found] == [(0, 1), (1, 0), (0, 0)]
+    assert time.monotonic() - started < 20
+
+
+def test_a_pattern_in_the_parameters_of_a_tool_is_no_trap_either() -> None:
+    tool = {"name": "f", "parameters": {"properties": {"x": {"pattern": ENDLESS}}}}
+    said = [f'[f(x="{"a" * 40}!")]', '[f(x="One word.")]']
+    assert calls("pythonic", *said, tools=[tool]) == [0, 1]
+
+
+def test_a_pattern_is_found_in_an_answer_or_is_the_whole_of_it() -> None:
+    assert score(make(pattern="(?i)b+"), "aBb", " bb\n", "a") == [1, 1, 0]
+    assert score(make(pattern="(?i)b+", whole=True), "aBb", " bb\n", "a") == [0, 1, 0]
 
 
 # -- JSON ----------------------------------------------------------------------------------------
@@ -227,12 +257,20 @@ def test_tools_come_as_a_server_takes_them_or_as_json_and_without_any_there_is_n
         ("no json", "Expecting value"),
     ],
 )
-def test_tools_that_cannot_be_read_are_a_sentence_that_names_the_prompt(
+def test_tools_that_cannot_be_read_are_a_sentence_and_the_other_rows_are_kept(
     tools: Any, sentence: str
 ) -> None:
-    with pytest.raises(StageFailed, match="How is the weather") as failure:
-        score(make(tool_call="hermes"), HERMES, tools=[tools])
-    assert sentence in str(failure.value)
+    told: list[str] = []
+    numbers = rewards.call(
+        make(tool_call="hermes"),
+        [[{"role": "user", "content": f"How is the weather{end}"}] for end in "?!"],
+        [[{"role": "assistant", "content": HERMES}]] * 2,
+        {"tools": [tools, [WEATHER]]},
+        failed=lambda place, why: told.append(f"{place}: {why}"),
+    )
+    assert [one["score"] for one in numbers] == [None, 1]
+    [why] = told
+    assert why.startswith("0: ") and "How is the weather?" in why and sentence in why
 
 
 def test_without_jsonschema_only_patterns_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:

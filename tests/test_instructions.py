@@ -266,12 +266,22 @@ def test_an_answer_is_scored_by_all_its_instructions_and_details_are_shares() ->
         ),
     ],
 )
-def test_what_cannot_be_checked_is_a_sentence_that_names_the_prompt(
+def test_what_cannot_be_checked_is_a_sentence_and_the_other_rows_are_kept(
     kinds: list[str], arguments: list[Any], sentence: str
 ) -> None:
-    with pytest.raises(StageFailed, match="Write a poem") as failure:
-        scored(["x"], instruction_id_list=[kinds], kwargs=[arguments])
-    assert sentence in str(failure.value)
+    path = shelf.find("reward/instructions.py")
+    assert path is not None
+    told: list[tuple[int, str]] = []
+    numbers = rewards.call(
+        shelf.load(path, Reward)(),
+        [[{"role": "user", "content": f"Write a poem{end}"}] for end in ".!"],
+        [[{"role": "assistant", "content": "x"}]] * 2,
+        {"instruction_id_list": [kinds, ["punctuation:no_comma"]], "kwargs": [arguments, [{}]]},
+        failed=lambda place, why: told.append((place, why)),
+    )
+    assert [one["score"] for one in numbers] == [None, 1]
+    [(place, why)] = told
+    assert place == 0 and "Write a poem." in why and sentence in why
 
 
 def test_a_message_that_only_calls_a_tool_follows_nothing() -> None:

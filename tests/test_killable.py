@@ -1,5 +1,7 @@
 """Calls that never come back cost their time, and no more."""
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from align.errors import StageFailed
 from align.verifiers.killable import Lost, Pool
 
 
@@ -50,10 +53,24 @@ def test_a_function_that_cannot_be_imported_is_an_error_and_not_a_result(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     pool = Pool("align.nothing_of_that_name:f", 1.0, (), 1)
-    with pytest.raises(RuntimeError, match="has ended"):
+    with pytest.raises(StageFailed, match="align.nothing_of_that_name:f has ended, and so has"):
         pool.map([(1,)])
     pool.close()
     assert "No module named 'align.nothing_of_that_name'" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("with_fork", [True, False], ids=["and its fork", "alone"])
+def test_a_server_that_dies_is_replaced_and_no_call_is_lost(with_fork: bool) -> None:
+    pool = Pool("operator:mul", 5.0, (1, 1), 1)
+    assert pool.map([(2, 3)]) == [6]
+    server = pool._servers[0]._process.pid
+    forks = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    for pid in [server, *map(int, forks if with_fork else [])]:
+        os.kill(pid, signal.SIGKILL)
+    assert pool.map([("a", i) for i in range(200)]) == ["a" * i for i in range(200)]
+    assert pool.map([("a", "b"), ("a", 2**40), ("a", 2)]) == [Lost(False), Lost(False), "aa"]
+    pool.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -6,8 +6,9 @@
 A signal in our own process would be no way out: it reaches only the main thread, interrupts no long
 step of C code, and a worker of Ray or of a cluster has its own use for it (math-verify's #55). Here
 a server imports the function once and forks the process that calls it; the kernel ends that process
-when a call takes too long, and the next fork is there in milliseconds. A server ends with its
-pool, or with the process that made it, however that dies; a call in hand ends at its limit.
+when a call takes too long, and the next fork is there in milliseconds. A server that dies, as when
+memory is short, is replaced, and its call made again. A server ends with its pool, or with the
+process that made it, however that dies; a call in hand ends at its limit.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align import processes
+from align.errors import StageFailed
 
 MEMORY = 1 << 30
 """Bytes of address space of one process, libraries included."""
@@ -63,7 +65,8 @@ class Pool:
         """The result of every call, in order; `Lost` where there is none.
 
         Raises:
-            RuntimeError: the function cannot be imported; why stands on stderr.
+            StageFailed: a server died, and so did the one in its place: the function cannot be
+                imported, say. Why stands on stderr.
         """
         return list(self._threads.map(self._call, calls))
 
@@ -85,9 +88,13 @@ class _Server:
     """The process that imports the function, seen from ours."""
 
     def __init__(self, target: str, seconds: float, first: tuple[Any, ...]) -> None:
-        us = "align.verifiers.killable"
+        self._target = target
+        self._arguments = [target, str(seconds), json.dumps(first)]
+        self._start()
+
+    def _start(self) -> None:
         process = subprocess.Popen(
-            [sys.executable, "-m", us, target, str(seconds), json.dumps(first)],
+            [sys.executable, "-m", "align.verifiers.killable", *self._arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=processes.environment(),
@@ -97,17 +104,29 @@ class _Server:
         self.close = weakref.finalize(self, _close, process)
 
     def call(self, arguments: tuple[Any, ...]) -> Any:
-        """What the function returns, or `Lost`."""
+        """What the function returns, or `Lost`; see `Pool.map`."""
+        line = self._ask(arguments)
+        if line is None:
+            self.close()
+            self._start()
+            line = self._ask(arguments)
+        if line is None:
+            raise StageFailed(
+                f"The process that calls {self._target} has ended, and so has the one in its "
+                "place: why may stand before this. If nothing does, memory may be short."
+            )
+        result = json.loads(line)
+        return result["value"] if "value" in result else Lost(result["timed_out"])
+
+    def _ask(self, arguments: tuple[Any, ...]) -> bytes | None:
+        """The server's reply; None: it is dead."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         with contextlib.suppress(BrokenPipeError):  # then there is no line to read either
             stdin.write(json.dumps(arguments).encode() + b"\n")
             stdin.flush()
         line = stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self._process.args!r} has ended; why stands before this.")
-        result = json.loads(line)
-        return result["value"] if "value" in result else Lost(result["timed_out"])
+        return line if line.endswith(b"\n") else None
 
 
 def _close(process: subprocess.Popen[bytes]) -> None:

@@ -41,6 +41,10 @@ DISK = 16 << 20
 START = 60.0
 """Seconds after which a sandbox that has not started never will."""
 
+WALL = 10
+"""How many times its CPU seconds a check may take by the clock: a busy machine fails no answer, and
+one that sleeps ends."""
+
 NOBODY = 65534
 """Whom root's sandboxes run as: root itself is above the limit of processes."""
 
@@ -83,27 +87,31 @@ class Verdict:
 def run(check: Check, seconds: float, memory: int, kind: Kind = "bubblewrap") -> Verdict | None:
     """Test an answer. None: the tests have no assert, are no Python, or import what is not there.
 
+    None, too, where they reach no assert and ask nothing of the answer: nobody calls them.
+
     Args:
         check: what is tested, and how.
-        seconds: wall-clock time, from the start of the answer's code on.
+        seconds: CPU time of the answer, rounded up to whole seconds, and as much of its tests; by
+            the clock `WALL` times as much.
         memory: bytes of address space of the answer, and as many of its tests.
         kind: `unsafe-subprocess` runs both with the limits and without a sandbox.
 
     Raises:
         StageFailed: the sandbox did not start.
     """
-    limits = {"memory": memory, "seconds": math.ceil(seconds) + 1, "disk": DISK}
+    limits = {"memory": memory, "seconds": math.ceil(seconds), "disk": DISK}
     limits["user"] = NOBODY if kind == "bubblewrap" and os.geteuid() == 0 else 0
     start = _sandboxed if kind == "bubblewrap" else _bare
     with ExitStack() as stack:
         requests, replies, errors = (stack.enter_context(_Pipe()) for _ in range(3))
         fds = (requests.read, replies.write)
-        stack.enter_context(start("answer", {"code": check.code, **limits}, fds, errors.write))
+        job = {"code": check.code, **limits}
+        answer = stack.enter_context(start("answer", job, fds, errors.write))
         fds = (replies.read, requests.write)
         judge = stack.enter_context(start("tests", {**asdict(check), **limits}, fds, errors.write))
         for pipe in (requests, replies):  # so that each side sees when the other has ended
             pipe.close()
-        return _verdict(judge, seconds, errors)
+        return _verdict(answer, judge, WALL * limits["seconds"], errors)
 
 
 def unable(kind: Kind) -> str | None:
@@ -133,7 +141,9 @@ def _unable() -> str | None:
     return None
 
 
-def _verdict(judge: subprocess.Popen[bytes], seconds: float, errors: _Pipe) -> Verdict | None:
+def _verdict(
+    answer: subprocess.Popen[bytes], judge: subprocess.Popen[bytes], seconds: float, errors: _Pipe
+) -> Verdict | None:
     assert judge.stdout is not None
     said = bytearray()
     ready = select.poll()
@@ -158,8 +168,16 @@ def _verdict(judge: subprocess.Popen[bytes], seconds: float, errors: _Pipe) -> V
     return Verdict(
         passed=marks.endswith(b".") and held > 0 and not failed,
         share=held / max(held + failed, int(head)),
-        timed_out=time.monotonic() >= deadline,
+        timed_out=time.monotonic() >= deadline
+        or (not marks.endswith(b".") and (_out_of_time(answer) or _out_of_time(judge))),
     )
+
+
+def _out_of_time(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a side, which ends as the other has ended, used up its CPU seconds."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(1.0)
+    return process.returncode in (-signal.SIGXCPU, 128 + signal.SIGXCPU)  # bwrap's way to say it
 
 
 class _Pipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, NoReturn
 
 
@@ -55,6 +56,23 @@ def checker(schema: Any) -> Callable[[Any], bool]:
             return False
 
     return agrees
+
+
+def fits(schema: str, said: str) -> bool:
+    """Whether a text is JSON that agrees with a schema.
+
+    The schema may have patterns, and a pattern may never come back: call this through `killable`.
+    """
+    try:
+        value = parse(said)
+    except ValueError:
+        return False
+    return _checker(schema)(value)
+
+
+@lru_cache(16)  # the same for all answers
+def _checker(schema: str) -> Callable[[Any], bool]:
+    return checker(json.loads(schema))
 
 
 def _references(schema: Any) -> Iterator[str]:

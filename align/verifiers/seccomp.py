@@ -1,9 +1,11 @@
 """A filter of system calls for the sandbox: what would get around its limits is refused.
 
 Memory that belongs to no process (shared segments, queues, memory files) is in no process's limit,
-a new user namespace may mount file systems of any size, and the kernel's keyrings are the user's
-own. The filter is classic BPF over `struct seccomp_data` (Linux, seccomp(2)): the number of the
-call lies at byte 0, the machine at byte 4.
+a new user namespace may mount file systems of any size, the kernel's keyrings are the user's own,
+and a network namespace does not hold every kind of socket: those of virtual machines (AF_VSOCK)
+reach the host. Of sockets only AF_UNIX is left, which asyncio needs. The filter is classic BPF over
+`struct seccomp_data` (Linux, seccomp(2)): the number of the call lies at byte 0, the machine at
+byte 4, the lower half of the first argument at byte 16 (both machines are little-endian).
 """
 
 from __future__ import annotations
@@ -47,6 +49,14 @@ REFUSED = {
 }
 """Numbers of asm/unistd_64.h and asm-generic/unistd.h."""
 
+SOCKETS = {
+    "x86_64": {"socket": 41, "socketpair": 53},
+    "aarch64": {"socket": 198, "socketpair": 199},
+}
+"""The calls whose first argument is the family of a socket."""
+
+AF_UNIX = 1
+
 X32 = 0x40000000
 """From here on, numbers are those of another ABI of the same machine."""
 
@@ -59,14 +69,18 @@ def program() -> bytes | None:
     machine = platform.machine()
     if machine not in MACHINES:
         return None
-    numbers = sorted(REFUSED[machine].values())
+    numbers, sockets = sorted(REFUSED[machine].values()), SOCKETS[machine]
     steps = [
         (_LOAD, 0, 0, 4),
         (_EQUAL, 1, 0, MACHINES[machine]),
         (_RETURN, 0, 0, KILL),
         (_LOAD, 0, 0, 0),
-        (_AT_LEAST, len(numbers) + 1, 0, X32),
-        *((_EQUAL, len(numbers) - i, 0, number) for i, number in enumerate(numbers)),
+        (_AT_LEAST, len(numbers) + 5, 0, X32),
+        *((_EQUAL, len(numbers) + 4 - i, 0, number) for i, number in enumerate(numbers)),
+        (_EQUAL, 1, 0, sockets["socket"]),
+        (_EQUAL, 0, 2, sockets["socketpair"]),
+        (_LOAD, 0, 0, 16),
+        (_EQUAL, 0, 1, AF_UNIX),
         (_RETURN, 0, 0, ALLOW),
         (_RETURN, 0, 0, ERRNO | errno.EPERM),
     ]
