@@ -77,8 +77,8 @@ class Code(Reward):
         """1, 0 or None per answer, the share of the asserts that held, whether time was over."""
         columns["prompt"] = [text(dialog[-1:]) for dialog in prompts]
         tests, names, codes, setups = (
-            self._column(columns, name, len(prompts))
-            for name in (self.tests, self.entry_point, self.prompt_code, self.setup)
+            self._column(columns, key, len(prompts))
+            for key in ("tests", "entry_point", "prompt_code", "setup")
         )
         checks = [
             check(text(one), test, *rest) if test else None
@@ -92,12 +92,15 @@ class Code(Reward):
             found = dict(zip(asked, threads.map(test, asked), strict=True))
         return [_numbers(None if one is None else found[one]) for one in checks]
 
-    def _column(self, columns: dict[str, list[Any]], name: str | None, rows: int) -> list[Any]:
+    def _column(self, columns: dict[str, list[Any]], key: str, rows: int) -> list[Any]:
+        name = getattr(self, key)
         if name is None:
             return [None] * rows
         if name not in columns:
+            known = ", ".join(one for one in columns if one != "prompt") or "none"
             raise StageFailed(
-                f'reward/code.py: the prompts have no column "{name}", only {", ".join(columns)}.'
+                f'reward/code.py: the prompts have no column "{name}", only {known}. Name the '
+                f"right one: {key}: …"
             )
         return columns[name]
 

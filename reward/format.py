@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import PrivateAttr, field_validator, model_validator
 
+from align.errors import StageFailed
 from align.extras import need
 from align.rewards import text
 from align.settings import Dialog, Reward
@@ -62,7 +63,7 @@ class Format(Reward):
         try:
             re.compile(pattern or "")
         except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from None
+            raise ValueError(f"pattern is no regular expression: {error}") from None
         return pattern
 
     @model_validator(mode="after")
@@ -90,7 +91,12 @@ class Format(Reward):
         asked: list[tuple[Any, ...] | None]
         if self.tool_call is not None:
             target = "align.verifiers.toolcalls:valid"
-            listed = map(_listed, prompts, columns.get("tools") or [None] * len(prompts))
+            if "tools" not in columns:
+                raise StageFailed(
+                    'reward/format.py: the prompts have no column "tools", only '
+                    f'{", ".join(columns) or "none"}. Make it: columns: {{tools: "{{…}}"}}.'
+                )
+            listed = map(_listed, prompts, columns["tools"])
             asked = [
                 None if tools is None else (one, tools, self.tool_call, self.whole)
                 for one, tools in zip(completions, listed, strict=True)

@@ -583,7 +583,9 @@ def test_with_an_entry_point_the_tests_take_nothing_else_from_the_answer() -> No
 
 @needs_sandbox
 def test_what_is_missing_is_a_sentence() -> None:
-    with pytest.raises(StageFailed, match='no column "test", only gold, prompt'):
+    with pytest.raises(
+        StageFailed, match=r'column "test", only gold\. Name the right one: tests: …'
+    ):
         score(shelved(), "x", gold=["1"])
     with pytest.raises(StageFailed, match="nothing says which function is the candidate"):
         score(shelved(), "x", test=["def check(candidate):\n    assert candidate() == 1"])

@@ -12,7 +12,7 @@ import pytest
 from recipe_world import world
 
 from align import recipe, rewards, shelf
-from align.errors import RecipeError
+from align.errors import RecipeError, StageFailed
 from align.settings import Reward
 from align.stages.score import Score
 
@@ -246,7 +246,10 @@ def test_tools_come_as_a_server_takes_them_or_as_json_and_without_any_there_is_n
     assert calls("pythonic", "[now()]", "[now(zone=1)]", tools=[wrapped, now]) == [1, 0]
     reward = make(tool_call="hermes")
     assert score(reward, HERMES, HERMES, tools=[json.dumps([wrapped]), None]) == [1, None]
-    assert score(reward, HERMES) == [None]
+    with pytest.raises(
+        StageFailed, match=r'no column "tools", only gold\. .*columns: {tools: "{…}"'
+    ):
+        score(reward, HERMES, gold=[1])
 
 
 @pytest.mark.parametrize(

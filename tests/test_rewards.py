@@ -104,7 +104,7 @@ def test_format_finds_a_pattern_anywhere_or_in_the_whole() -> None:
 
 
 def test_a_broken_pattern_is_refused_when_the_recipe_is_read() -> None:
-    with pytest.raises(ValueError, match="is no regular expression"):
+    with pytest.raises(ValueError, match="pattern is no regular expression: "):
         shelved("format", pattern="(")
 
 
