@@ -252,7 +252,7 @@ def sizes(world: World, n: int) -> None:
     answers = [answer for _, found in drawn for answer in found]
     tokens = statistics.mean(len(answer.token_ids) for answer in answers)
     stored = statistics.mean(len(json.dumps(asdict(answer))) for answer in answers)
-    each = columns.token_bytes(world.model.config, world.model.dtype.itemsize)
+    _, each = columns.held(world.model)
     longest = max(map(len, world.prompts)) + int(world.options["max_new_tokens"]) + columns.SLACK
     print(
         f"\nA candidate has {tokens:.0f} tokens and {stored:,.0f} bytes on the disk "
@@ -278,7 +278,7 @@ def limit(world: World, speed: float) -> None:
     longest = max(map(len, world.prompts)) + int(world.options["max_new_tokens"])
     rows = columns.fitting(world.model, longest)
     kept = statistics.mean(map(len, world.prompts)) + int(world.options["max_new_tokens"]) / 12
-    each = columns.token_bytes(world.model.config, world.model.dtype.itemsize)
+    _, each = columns.held(world.model)
     step = world.model.get_memory_footprint() + rows * kept * each
     most = rows * bandwidth / step
     print(

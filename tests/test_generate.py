@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DeepseekV3Config,
+    Lfm2Config,
+    LlamaConfig,
+    MistralConfig,
+)
 
 from align.generation import batch, columns
 from align.generation.decoding import OPTIONS, problems
@@ -169,7 +177,10 @@ def test_the_share_of_answers_that_another_batch_changes_is_measured(
 def test_a_gpu_decodes_as_many_answers_as_its_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Llama 3.1 8B keeps 128 KiB a token in bfloat16 (its paper, table 3: 32 layers, 8 heads)."""
     config = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_key_value_heads=8)
-    assert columns.token_bytes(config, 2) == 128 << 10
+    with torch.device("meta"):
+        shape = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    assert columns.held(shape) == (0, 128 << 10)
+    monkeypatch.setattr(columns, "held", lambda model: (0, 128 << 10))
     memory = SimpleNamespace(total_memory=80 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
     model = SimpleNamespace(
@@ -181,6 +192,55 @@ def test_a_gpu_decodes_as_many_answers_as_its_memory_holds(monkeypatch: pytest.M
     assert columns.fitting(model, 2048 - columns.SLACK) == int(0.7 * 64 * 4)
     assert columns.fitting(model, 64) == columns.MOST
     assert columns.fitting(model, 1 << 30) == 1
+
+
+def test_what_a_row_keeps_is_measured() -> None:
+    """One vector for the heads of DeepSeek; in Lfm2 a layer of keys and one with a state."""
+    small: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    ranks = {
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "q_lora_rank": 8,
+        "first_k_dense_replace": 2,
+    }
+    one_vector = AutoModelForCausalLM.from_config(DeepseekV3Config(**small, **ranks))
+    assert columns.held(one_vector) == (0, 2 * (16 + 8) * 4)
+    kinds = ["conv", "full_attention"]
+    state = AutoModelForCausalLM.from_config(
+        Lfm2Config(**small, num_key_value_heads=2, layer_types=kinds, conv_L_cache=3)
+    )
+    assert columns.held(state) == (32 * 3 * 4, 2 * 2 * 8 * 4)
+
+
+def test_a_step_reads_nothing_back_from_the_device(
+    model: Any, tokenizer: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU would wait: transformers asks whether a mask of two dimensions hides anything."""
+    asked: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            asked.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    step = batch.Batch.step
+
+    def watched(self: batch.Batch) -> None:
+        with Watch():
+            step(self)
+
+    monkeypatch.setattr(batch.Batch, "step", watched)
+    draw(model, tokenizer, prompts, rows=5)
+    reads = {"aten._local_scalar_dense.default", "aten.is_nonzero.default", "aten.nonzero.default"}
+    assert asked and not reads & set(asked)
 
 
 def test_more_answers_keep_the_first_ones(model: Any, tokenizer: Any, prompts: Any) -> None:

@@ -9,14 +9,27 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    DeepseekV3Config,
+    Gemma2Config,
+    Lfm2Config,
+    Llama4TextConfig,
+    MambaConfig,
+    PreTrainedConfig,
+    Qwen3NextConfig,
+)
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 
 from align.artifacts import Model
 from align.data import Source
 from align.errors import StageFailed
-from align.generation import generate, noise, paged
+from align.generation import engines, generate, noise, paged
+from align.generation.decoding import unpaged
 from align.out import Out
+from align.parallel.shards import Shard
 from align.stages.sample import Sample
 
 
@@ -163,3 +176,73 @@ def test_an_adapter_that_is_not_folded_in_is_used(
         [a.token_ids for i in range(10) for a in some[i]] for some in (expected, found, without)
     ]
     assert tokens[0] == tokens[1] != tokens[2]
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 263,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+RANKS = {"num_key_value_heads": 4, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "q_lora_rank": 8}
+OTHERS = [
+    Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
+    Qwen3NextConfig(**SMALL, layer_types=["linear_attention", "full_attention"], num_experts=2),
+    Llama4TextConfig(**SMALL, num_local_experts=2, intermediate_size_mlp=32),
+    DeepseekV3Config(**{**SMALL, **RANKS}, first_k_dense_replace=2),
+    BloomConfig(vocab_size=263, hidden_size=32, n_layer=2, n_head=4),
+    MambaConfig(vocab_size=263, hidden_size=32, num_hidden_layers=2),
+]
+KINDS = [config.model_type for config in OTHERS]
+
+
+@pytest.mark.parametrize("config", OTHERS, ids=KINDS)
+def test_a_model_it_cannot_decode_is_refused_in_a_sentence(
+    config: PreTrainedConfig, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Bloom would be drawn without its distances, and the others end in a traceback."""
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(StageFailed, match=f"kind {config.model_type}. Say `engine: generate`"):
+        next(paged.generate(model, tokenizer, [[1, 30]], ["a"]))
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert unpaged(written) or config.model_type == "mamba"  # its config.json names no layers
+
+
+def test_a_model_with_windows_is_decoded() -> None:
+    config = Gemma2Config(**SMALL, sliding_window=8)
+    assert paged.decodes(AutoModelForCausalLM.from_config(config))
+    assert unpaged(config.to_dict()) is None
+
+
+def test_without_a_name_the_engine_is_one_that_can_decode_the_model(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, here a device without memory."""
+    given = Model(
+        tiny_model, spec={"base": {"path": str(tiny_model)}, "quantization": None, "adapter": False}
+    )
+    found = []
+    for config in (Gemma2Config(**SMALL), OTHERS[0]):
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config).eval()
+        monkeypatch.setattr(engines.models, "load", lambda model, network=network: network)
+        out = Shard(tmp_path, tmp_path / "cache", lambda told: None)
+        engines.ready(None, given, seed=0, rows=None, out=out)
+        found.append(out.facts["engine"])
+    assert found == ["paged", "generate"]
+
+
+def test_a_recipe_that_names_it_for_such_a_model_is_a_problem_before_anything_runs(
+    tmp_path: Path,
+) -> None:
+    OTHERS[0].save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    base = {"path": str(tmp_path), "chat_template": "chatml"}
+    given = Model(tmp_path, spec={"base": base, "quantization": None, "adapter": False})
+    [(key, fact)] = Sample(model=given, prompts=[], engine="paged").check()
+    assert key == "engine" and "kind lfm2. Say `engine: generate`" in fact
+    assert list(Sample(model=given, prompts=[]).check()) == []

@@ -25,7 +25,7 @@ READ = 16384
 
 CHECK = 8
 """Steps between two looks at what is done, on a GPU: a look makes it wait. What is drawn past an
-end meanwhile is cut."""
+end meanwhile is cut. A step itself reads nothing back where the mask is ready (`Batch.ready`)."""
 
 
 class Job(NamedTuple):
@@ -126,6 +126,10 @@ class Batch:
         self.model, self.limit, self.stops, self.options = model, limit, stops, options
         self.open = columns.joinable(model.config)
         """Whether rows may join later."""
+        kind = model.config.get_text_config()._attn_implementation
+        self.ready = self.open and kind == "sdpa" and model.is_backend_compatible()
+        """Whether attention takes a mask as it is. From one of two dimensions transformers makes
+        its own and looks first whether it hides anything, for which a GPU waits at every token."""
         self.jobs: list[Job | None] = [None] * len(jobs)
         self.began = [0] * len(jobs)
         self.window = Window(0, 0)
@@ -202,9 +206,10 @@ class Batch:
                 self._move(list(range(len(self.jobs))))
             window, rows = self.window, self.rows
             mask = None
-            if any(began != window.start for began in self.began):
+            if any(began > window.start for began in self.began):
                 place = torch.arange(window.start, window.end + 1, device=rows.began.device)
-                mask = (place >= rows.began[:, None]).long()
+                mask = place >= rows.began[:, None]
+                mask = mask[:, None, None] if self.ready else mask.long()
             # A row that is done may be past the model's last position.
             position = (window.end - rows.began).clamp_(max=self.limit - 1)
             logits = self.model(

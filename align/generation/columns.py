@@ -91,12 +91,29 @@ def cache(config: Any, window: Window, rows: int, columns: int) -> Cache:
     return made
 
 
-def token_bytes(config: Any, width: int) -> int:
-    """Bytes of the keys and values of one token, at `width` bytes a number."""
-    text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * heads * size * width)
+@torch.inference_mode()
+def read(model: Any, tokens: int) -> Cache:
+    """What the model keeps of so many tokens, whatever they are."""
+    kept = DynamicCache(config=model.config)
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    model(input_ids=ids, past_key_values=kept, use_cache=True, logits_to_keep=1)
+    return kept
+
+
+def held(model: Any) -> tuple[int, int]:
+    """Bytes that a row keeps at any length (a recurrent state), and those for each of its tokens.
+
+    Measured: a config does not say what is kept. DeepSeek's has many heads and keeps one vector.
+    """
+    one, two = (_bytes(read(model, tokens)) for tokens in (1, 2))
+    return 2 * one - two, two - one
+
+
+def _bytes(kept: Cache) -> int:
+    """Of all tensors in a cache: a layer has keys and values, or its states by their numbers."""
+    found = [value for layer in kept.layers for value in vars(layer).values()]
+    found += [value for states in found if isinstance(states, dict) for value in states.values()]
+    return sum(value.nbytes for value in found if isinstance(value, torch.Tensor))
 
 
 def fitting(model: Any, tokens: int) -> int:
@@ -109,5 +126,6 @@ def fitting(model: Any, tokens: int) -> int:
         return ROWS
     memory = torch.cuda.get_device_properties(model.device).total_memory
     free = SHARE * (memory - model.get_memory_footprint())
-    each = (tokens + SLACK) * token_bytes(model.config, model.dtype.itemsize)
+    row, token = held(model)
+    each = row + (tokens + SLACK) * token
     return max(1, min(MOST, int(free) // each))

@@ -25,6 +25,11 @@ OPTIONS: dict[str, Any] = {
 ROWS = 128
 """Answers decoded at once on a CPU; on a GPU as many as its memory holds (columns.py)."""
 
+PAGED = {"full_attention", "sliding_attention"}
+"""Kinds of layers that continuous batching has pages for."""
+
+UNPAGED = "Continuous batching cannot decode a model of the kind {}. Say `engine: generate`."
+
 Generation = Annotated[
     dict[str, Any],
     Library(
@@ -56,3 +61,17 @@ def problems(generation: dict[str, Any]) -> Iterator[tuple[str, str]]:
             above, most, words = _BOUNDS[key]
             if value <= above or (most is not None and value > most):
                 yield "generation", f'"{key}" is {value}; it must be {words}.'
+
+
+def unpaged(config: dict[str, Any]) -> str | None:
+    """Why `engine: paged` cannot draw from the model of a config.json; None: nothing there says so.
+
+    What a config does not say is seen when the model is loaded (`paged.decodes`).
+    """
+    text = config.get("text_config") or config
+    kind = text.get("model_type", "")
+    others = set(text.get("layer_types") or ()) - {*PAGED, "attention"}
+    distances = text.get("alibi", kind in ("bloom", "mpt"))
+    if others or distances or text.get("kv_lora_rank"):
+        return UNPAGED.format(kind)
+    return None

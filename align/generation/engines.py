@@ -1,7 +1,8 @@
 """What draws the answers of a `sample` stage: our decoding, continuous batching, or a server.
 
 engine: generate      our own decoding in this process; the default on a CPU
-engine: paged         transformers' continuous batching in this process; the default on a GPU
+engine: paged         transformers' continuous batching in this process; the default on a GPU, for
+                      models it can decode
 engine: http://…/v1   a server that speaks OpenAI's API; as a block, see `Endpoint`
 """
 
@@ -42,7 +43,8 @@ def ready(engine: Any, model: Model, *, seed: int, rows: int | None, out: Shard)
         out.facts = {"engine": "endpoint", "model": model.key, **served.facts}
     else:
         network = generate.folded(models.load(model))
-        name = engine or ("generate" if network.device.type == "cpu" else "paged")
+        pages = network.device.type != "cpu" and paged.decodes(network)
+        name = engine or ("paged" if pages else "generate")
         dtype = str(network.dtype).removeprefix("torch.")
         same = dtype == "float32"
         draws = {"generate": generate.generate, "paged": paged.generate}[name]

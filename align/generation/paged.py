@@ -18,15 +18,20 @@ from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor,
 )
 from transformers.generation.continuous_batching.requests import FutureRequestState
+from transformers.generation.continuous_batching.utils import (
+    find_head_dim,
+    find_num_key_value_heads,
+)
 
 from align.errors import StageFailed
 from align.generation import columns, noise
-from align.generation.decoding import OPTIONS, ROWS
+from align.generation.decoding import OPTIONS, PAGED, ROWS, UNPAGED
 from align.generation.generate import Completion, completion, context, stop_ids
 
 MEMORY = 0.7
@@ -87,6 +92,25 @@ class Draw(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
         return float(self.logprobs[at : at + tokens].double().sum())
 
 
+def decodes(model: Any) -> bool:
+    """Whether the library can decode it.
+
+    Its pages hold keys and values of one form, for full attention and sliding windows; and it puts
+    its attention in the place of the model's own, which loses ALiBi's distances.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not model.is_backend_compatible() or not kinds <= PAGED:
+        return False
+    form = (1, find_num_key_value_heads(config), 1, find_head_dim(config))
+    return all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+        and layer.is_initialized
+        and layer.keys.shape == layer.values.shape == form
+        for layer in columns.read(model, 1).layers
+    )
+
+
 def generate(
     model: Any,
     tokenizer: Any,
@@ -114,6 +138,8 @@ def generate(
     Raises:
         StageFailed: the library cannot decode this model, or its memory does not hold an answer.
     """
+    if not decodes(model):
+        raise StageFailed(UNPAGED.format(model.config.model_type))
     options = {**OPTIONS, **(generation or {})}
     stops, limit = stop_ids(model, tokenizer, options), context(model)
     fit = [i for i, prompt in enumerate(prompts) if len(prompt) < limit]

@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import Field
 
-from align import models
+from align import adapters, headers, models
 from align.artifacts import Model, Prompts, Samples
 from align.data import Source, mix
 from align.generation import draws
-from align.generation.decoding import Generation, problems
+from align.generation.decoding import Generation, problems, unpaged
 from align.generation.draws import Draw
 from align.generation.endpoint import Engine
 from align.out import Out
@@ -57,7 +57,8 @@ class Sample(Stage):
 
     engine: Engine = None
     """What generates: `generate`, in this process; `paged`, in this process with shared pages of
-    prompts; or the URL of a server. `generate` on a CPU and `paged` on a GPU unless set."""
+    prompts; or the URL of a server. Unless set `paged` on a GPU for models it can decode (attention
+    to everything or in a window, no ALiBi, keys and values of one form), else `generate`."""
 
     rows: int | None = Field(None, ge=1, exclude=True)
     """Answers decoded at once by a process. Unless set 128 on a CPU, and on a GPU as many as fit
@@ -70,11 +71,14 @@ class Sample(Stage):
     """Who makes the shards: `{on: local, count: 4}`. This process unless set."""
 
     def check(self) -> Iterable[tuple[str, str]]:
-        """Options that decoding does not know; a model that cannot render a dialog."""
+        """Options that decoding does not know; a model that its engine or template cannot serve."""
         yield from problems(self.generation)
         for number, draw in enumerate(self.draws):
             yield from ((f"draws.{number}.{key}", fact) for key, fact in problems(draw.generation))
         yield from models.check_template(self.model)
+        base = adapters.root(self.model)
+        if self.engine == "paged" and base and (fact := unpaged(headers.config(base))):
+            yield "engine", fact
         if self.workers is not None:
             yield from self.workers.problems()
 
