@@ -6,19 +6,26 @@ section 4.2.2), and draws multilingual answers at another temperature (section 4
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from align import chat, models
-from align.artifacts import Model
+from align.artifacts import Model, Prompts
+from align.data import Source, read
 from align.errors import StageFailed
-from align.generation.decoding import Generation
+from align.generation.decoding import Generation, problems
 from align.out import Out
 from align.parallel.shards import Made, Shard
 from align.settings import Dialog, Settings
+
+FIRST = 500
+"""Rows of each file of prompts that say, before anything runs, which columns there are."""
 
 Row = dict[str, Any]
 
@@ -53,6 +60,47 @@ class Draw(Settings):
         return [{"role": "system", "content": self.system}, *rest]
 
 
+def misfits(
+    draws: list[Draw], drawn: list[Draw], prompts: Sequence[Prompts | Source]
+) -> Iterator[tuple[str, str]]:
+    """(key, message) for what is wrong with a stage's draws; `drawn` are they, resolved."""
+    for number, draw in enumerate(draws):
+        yield from ((f"draws.{number}.{key}", fact) for key, fact in problems(draw.generation))
+    for number, draw in enumerate(drawn):
+        if draw.n != 1 and draw.generation.get("do_sample") is False:
+            fact = f'"do_sample: false" gives the same answer {draw.n} times.'
+            yield (
+                f"draws.{number}.n" if draws else "n",
+                f'{fact} Say n: 1, or leave "do_sample" out.',
+            )
+    columns = _columns(prompts) if any(draw.where for draw in draws) else None
+    for number, draw in enumerate(draws):
+        for column in draw.where:
+            if columns is not None and column not in columns:
+                known = ", ".join(sorted(columns - {"id", "prompt"})) or "none"
+                yield (
+                    f"draws.{number}.where",
+                    f'The prompts have no column "{column}" (the first {FIRST} of each file were '
+                    f"read). Columns are: {known}. Correct the name; a column that begins later "
+                    "must be null before.",
+                )
+
+
+def _columns(prompts: Sequence[Prompts | Source]) -> set[str] | None:
+    """The columns of the first prompts; None where not all are local files that can be streamed."""
+    found: set[str] = set()
+    for source in prompts:
+        if not isinstance(source, Source) or source.path is None:
+            return None
+        whole = source.path.removesuffix(".gz").endswith(".json")  # read at once
+        plain = source.data_files is None and source.split == "train" and not whole
+        if not plain or not Path(source.path).expanduser().is_file():
+            return None
+        for row in islice(read(source, Prompts, None), FIRST):
+            found.update(row)
+    return found
+
+
 def limit(model: Model) -> int:
     """The most tokens a model can attend to, by its config; a large number where that has none."""
     from transformers import AutoConfig
@@ -65,7 +113,7 @@ def limit(model: Model) -> int:
 def plan(rows: Iterable[Row], draws: list[Draw], model: Model, out: Out) -> Iterator[Row]:
     """The prompts that are asked: `id`, `prompt`, `columns`, and the numbers of their `draws`.
 
-    One at a time. What is left out is counted, with its id and the reason.
+    One at a time. What is left out is counted, with its id and the reason, and said at the end.
 
     Raises:
         StageFailed: a `where` fits no prompt; no prompt can be asked.
@@ -74,25 +122,29 @@ def plan(rows: Iterable[Row], draws: list[Draw], model: Model, out: Out) -> Iter
     used: set[int] = set()
     columns: set[str] = set()
     first: dict[str, Row] = {}
-    asked = False
+    asked = 0
+    left: Counter[str] = Counter()
     for row in rows:
         others = {name: value for name, value in row.items() if name not in ("id", "prompt")}
         columns.update(others)
         taking = [number for number, draw in enumerate(draws) if draw.takes(row)]
         used.update(taking)
-        fits = []
+        fits, why = [], "no_draw"
         for number in taking:
             if unfit := _unfit(row, draws[number], tokenizer, most):
                 name, fact = unfit
                 out.count(f"dropped.{name}", example={"id": row["id"], "draw": number, **fact})
                 first.setdefault(name, fact)
+                why = name
             else:
                 fits.append(number)
         if not taking:
             out.count("dropped.no_draw", example={"id": row["id"]})
         if fits:
-            asked = True
+            asked += 1
             yield {"id": row["id"], "prompt": row["prompt"], "columns": others, "draws": fits}
+        else:
+            left[why] += 1
     for number, draw in enumerate(draws):
         if number not in used:
             raise StageFailed(_nowhere(number, draw, columns))
@@ -103,6 +155,19 @@ def plan(rows: Iterable[Row], draws: list[Draw], model: Model, out: Out) -> Iter
             f"Every prompt is longer than the {most} tokens that {model.key} can read. "
             "Use shorter prompts or another model."
         )
+    if left:
+        error = first["template"]["error"] if left["template"] else ""
+        parts = ", ".join(f"{left[name]} {words}" for name, words in _LEFT.items() if left[name])
+        all_ = asked + left.total()
+        out.say(f"{left.total()} of {all_} prompts were left out: {parts}. {error}".rstrip())
+
+
+_LEFT = {
+    "no_draw": "in no draw",
+    "prompt_too_long": "longer than the model can read",
+    "template": "refused by the chat template",
+}
+"""Why no answer to a prompt is drawn: in counts, and in words."""
 
 
 def _unfit(row: Row, draw: Draw, tokenizer: Any, most: int) -> tuple[str, Row] | None:
