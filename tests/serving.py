@@ -55,6 +55,9 @@ class Fake:
     """Tokens it puts before every prompt: a second beginning-of-text is 1."""
 
     finish: str | None = "stop"
+    limit: int | None = None
+    """After so many requests its replies have no answers."""
+
     troubles: list[Reply] = field(default_factory=list)
     """What it answers first, one a request."""
 
@@ -95,12 +98,12 @@ class Fake:
             self.at_once = max(self.at_once, self._in_hand)
             trouble = self.troubles.pop(0) if self.troubles else None
         try:
-            return trouble or self._answered(path, body)
+            return trouble or self.answered(path, body)
         finally:
             with self.lock:
                 self._in_hand -= 1
 
-    def _answered(self, path: str, body: dict[str, Any]) -> Reply:
+    def answered(self, path: str, body: dict[str, Any]) -> Reply:
         if self.wait is not None:
             self.wait.wait(30)
         if found := self.refuses & body.keys():
@@ -109,9 +112,9 @@ class Fake:
         prompt = self._prompt(body) if chat else body["prompt"]
         if len(prompt) > self.longest:
             return 400, {}, json.dumps({"error": {"message": f"{len(prompt)} tokens are too many"}})
-        made = [
-            self._choice(chat, body, prompt, k) for k in range(min(self.most, body.get("n", 1)))
-        ]
+        spent = self.limit is not None and len(self.asked) > self.limit
+        most = 0 if spent else min(self.most, body.get("n", 1))
+        made = [self._choice(chat, body, prompt, k) for k in range(most)]
         usage = {"prompt_tokens": len(prompt) + self.extra}
         return 200, {}, json.dumps({"choices": made, "usage": usage})
 

@@ -346,23 +346,100 @@ def test_an_empty_choice_is_no_answer(ask: Ask, fake: Fake, out: Out) -> None:
     assert len(served) == 6
     fake.say = lambda body, k: None if body["n"] == 4 and k == 1 else f"{k} {body['seed']}"  # type: ignore[return-value]
     assert all(len(answers) == 4 for answers in ask().values())
-    fake.say = lambda body, k: None if body["n"] > 2 else f"{k} {body['seed']}"  # type: ignore[return-value]
-    assert not any(ask().values())
-    assert out.counts["dropped.refused"]["n"] == 6
+    assert not out.counts
 
 
-def test_a_server_that_refuses_everything_is_not_asked_to_the_end(
-    ask: Ask, fake: Fake, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_server_without_answers_has_failed_and_no_prompt_is_lost(
+    ask: Ask, fake: Fake, out: Out, tmp_path: Path, empty: bool
+) -> None:
+    kept = tmp_path / "answers.jsonl"
+    if empty:
+        fake.limit = PROBE + 3
+    else:
+        fake.say = lambda body, k: (  # type: ignore[assignment, return-value]
+            None if len(fake.asked) > PROBE + 3 else f"{k} {body['seed']}"
+        )
+    with pytest.raises(StageFailed, match="no answer to .row 3., 3 times in a row.*goes on"):
+        ask({"concurrency": 1}, kept=kept)
+    assert len(kept.read_text().splitlines()) == 12 and not out.counts
+    fake.limit, fake.say, fake.asked = None, None, []
+    assert all(len(answers) == 4 for answers in ask(kept=kept).values())
+    assert len(fake.asked) == PROBE + 3
+
+
+def test_a_prompt_whose_answers_are_filtered_is_refused(ask: Ask, fake: Fake, out: Out) -> None:
+    whole = fake.answered
+
+    def filters(path: str, body: dict[str, Any]) -> Any:
+        status, headers, text = whole(path, body)
+        if body["n"] == 4 and "tell tell" in fake.tokenizer.decode(body["prompt"]):
+            text = text.replace('"stop"', '"content_filter"')
+        return status, headers, text
+
+    fake.answered = filters  # type: ignore[method-assign]
+    assert {i for i, answers in ask().items() if not answers} == {2, 3, 4, 5}
+    assert out.counts["dropped.refused"]["examples"][0]["said"] == "It filters every answer"
+
+
+@pytest.mark.parametrize("refused", [4, 3])
+def test_a_server_that_refuses_more_than_half_is_stopped(
+    ask: Ask, fake: Fake, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, refused: int
 ) -> None:
     from align.generation import served
 
     monkeypatch.setattr(served, "REFUSED", 3)
-    probed = 16  # tokens
-    fake.say = lambda body, k: (  # type: ignore[assignment, return-value]
-        f"{k} {body['seed']}" if body["max_tokens"] == probed else None
+    whole, last = fake.answered, [chat.prompt(tokenizer, dialog) for dialog in DIALOGS[-refused:]]
+    fake.answered = lambda path, body: (  # type: ignore[method-assign]
+        busy(400, "not this") if body["prompt"] in last else whole(path, body)
     )
-    with pytest.raises(StageFailed, match="has refused 3 prompts and answered none"):
-        ask()
+    if refused == 3:
+        assert sum(map(bool, ask().values())) == 3
+    else:
+        with pytest.raises(StageFailed, match="refused 4 prompts and answered 2.*: not this"):
+            ask({"concurrency": 1})
+
+
+def test_prompts_that_are_too_long_for_the_server_are_one_sentence(
+    fake: Fake, model: Model, tokenizer: Any, out: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from align.generation import served
+
+    monkeypatch.setattr(served, "REFUSED", 3)
+    prompts = [chat.prompt(tokenizer, dialog) for dialog in DIALOGS]
+    asked = Served(Endpoint(url=fake.url), model, tokenizer, 256, out)
+    asked.context = len(prompts[2])
+    with pytest.raises(StageFailed, match="4 of 6 prompts leave no room"):
+        next(asked.generate(prompts, IDS, dialogs=DIALOGS))
+
+
+@pytest.mark.parametrize("says", [None, "nothing"])
+def test_a_first_reply_without_an_answer_is_one_sentence(
+    ask: Ask, fake: Fake, says: str | None
+) -> None:
+    if says is None:
+        fake.say = lambda body, k: None  # type: ignore[assignment, return-value]
+    else:
+        fake.most = 0
+    with pytest.raises(StageFailed, match="no answer to a plain question.*Look at its log"):
+        ask({"send": "messages"})
+
+
+def test_what_the_server_said_is_told_when_the_time_is_over(ask: Ask, fake: Fake) -> None:
+    fake.troubles = [(500, {"retry-after": "9"}, '{"error": {"message": "cuda oom"}}')]
+    with pytest.raises(StageFailed, match=r"answers 500: cuda oom\..*after 0.2 s .`timeout`."):
+        ask({"timeout": 0.2})
+
+
+def test_a_server_that_does_not_say_what_it_serves_is_told_of(
+    fake: Fake, model: Model, tokenizer: Any, out: Out, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = Served(Endpoint(url=fake.url), model, tokenizer, 256, out)
+    assert named.facts["probe"] == "name" and not capsys.readouterr().err
+    fake.names = None
+    found = Served(Endpoint(url=fake.url), model, tokenizer, 256, out)
+    assert found.facts["listed"] is False and found.facts["probe"] is None
+    assert capsys.readouterr().err.count("probe: local") == 1
 
 
 # -- the probe -----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
@@ -28,6 +29,10 @@ RETRIES = 8
 
 BROKEN = 3
 """So many broken answers to one request are the end."""
+
+_TROUBLE: ContextVar[Any] = ContextVar("trouble", default=None)
+"""The last response to this task's request that was an error: the `openai` client asks again, and
+does not say why."""
 
 T = TypeVar("T")
 
@@ -119,7 +124,7 @@ class Client:
     """Asks a server, within one event loop: see `ask_all`."""
 
     def __init__(self, server: Server) -> None:
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         self.server = server
         self._key = _key(server)
@@ -128,6 +133,7 @@ class Client:
             api_key=self._key or "none",  # else the client takes OPENAI_API_KEY, to any server
             max_retries=RETRIES,
             timeout=server.timeout,
+            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [_hear]}),
         )
         self._slots = asyncio.Semaphore(server.concurrency)
 
@@ -150,7 +156,7 @@ class Client:
                 f"{self.server.url} does not answer. Start the server, or correct its URL."
             ) from None
         except AuthenticationError as error:
-            raise self._failed(error) from None
+            raise self._failed(error.response) from None
         except (APIStatusError, ValueError, KeyError, TypeError):
             return None
 
@@ -164,10 +170,16 @@ class Client:
         from openai import APIConnectionError, APIStatusError
 
         async with self._slots:
+            _TROUBLE.set(None)
             try:
                 async with asyncio.timeout(self.server.timeout):
                     return await self._read(path, body, read)
             except TimeoutError:
+                if (trouble := _TROUBLE.get()) is not None:
+                    raise StageFailed(
+                        f"{self._failed(trouble)} It was asked again, and after "
+                        f"{self.server.timeout:g} s (`timeout`) there was no answer."
+                    ) from None
                 raise StageFailed(
                     f"{self.server.url} needs more than {self.server.timeout:g} s for a request. "
                     "Raise `timeout`, or ask less of it at once with `concurrency`."
@@ -179,8 +191,8 @@ class Client:
                 ) from None
             except APIStatusError as error:
                 if error.status_code in (400, 413, 422):
-                    raise Refused(self._said(error)) from None
-                raise self._failed(error) from None
+                    raise Refused(self._said(error.response)) from None
+                raise self._failed(error.response) from None
 
     async def _read(self, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> T:
         for _ in range(BROKEN):
@@ -194,7 +206,7 @@ class Client:
             "this a server of OpenAI's API, and its URL the one that ends with /v1?"
         )
 
-    def _failed(self, error: Any) -> StageFailed:
+    def _failed(self, response: Any) -> StageFailed:
         """What a status means, with what the server says about it."""
         named = self.server.api_key_env
         remedy = {
@@ -202,15 +214,19 @@ class Client:
             403: f"Look at the key in {named}." if named else "Name the key's: api_key_env: NAME.",
             404: "Look at the URL and at the name the model is served under.",
             429: "Ask less at once: a smaller `concurrency`.",
-        }.get(error.status_code, "Look at the server's log; what it has said is kept.")
+        }.get(response.status_code, "Look at the server's log; what it has said is kept.")
         return StageFailed(
-            f"{self.server.url} answers {error.status_code}: {self._said(error)}. {remedy}"
+            f"{self.server.url} answers {response.status_code}: {self._said(response)}. {remedy}"
         )
 
-    def _said(self, error: Any) -> str:
-        body = error.body if isinstance(error.body, dict) else {}
-        said = body.get("message") or body.get("detail") or error.response.text
-        return self._clean(str(said)).rstrip(".")
+    def _said(self, response: Any) -> str:
+        try:
+            body = response.json()
+        except ValueError:
+            body = None
+        body = body.get("error", body) if isinstance(body, dict) else {}
+        said = (body.get("message") or body.get("detail")) if isinstance(body, dict) else body
+        return self._clean(str(said or response.text)).rstrip(".")
 
     def _clean(self, text: str) -> str:
         """What a server said, short and without the key: some repeat it."""
@@ -220,6 +236,12 @@ class Client:
     async def close(self) -> None:
         """Close the connections."""
         await self._api.close()
+
+
+async def _hear(response: Any) -> None:
+    if response.is_error:
+        await response.aread()
+        _TROUBLE.set(response)
 
 
 def _key(server: Server) -> str | None:

@@ -12,12 +12,13 @@ from typing import Any
 from align import chat
 from align.artifacts import Model
 from align.errors import StageFailed
-from align.generation import noise
+from align.generation import noise, replies
 from align.generation.decoding import OPTIONS
 from align.generation.dialects import DIALECTS, Options
 from align.generation.endpoint import Client, Endpoint, Refused, ask_all
 from align.generation.generate import Completion
 from align.generation.notes import Notes
+from align.generation.replies import Choice
 from align.out import Out
 from align.settings import Dialog
 
@@ -28,7 +29,7 @@ FEWER = 3
 """So many times in a row a server may leave out answers that it was asked for."""
 
 REFUSED = 32
-"""So many prompts may be refused before any has an answer."""
+"""From so many refused prompts on, more than half of all is too many."""
 
 PROBE: Dialog = [{"role": "user", "content": "Tell me something about the weather."}]
 """What a server is asked first, twice in one request, 16 tokens at temperature 2: answers that are
@@ -70,7 +71,9 @@ class Served:
         """Whether the server gives several answers to one request."""
 
         self._dialect: Callable[[Options, list[int]], Options] = DIALECTS[0]
-        self._answered = False
+        self._given = self._answered = self._refused = 0
+        """Prompts for the server to answer, and those it has answered and refused."""
+
         self._ends = sorted({tokenizer.eos_token_id, chat.end_of_turn(tokenizer)} - {None})
         self.facts: dict[str, Any] = {
             "url": endpoint.url,
@@ -102,8 +105,8 @@ class Served:
     ) -> Iterator[tuple[int, list[Completion]]]:
         """Ask for `n` answers to every prompt; yields (the prompt's index, its answers).
 
-        A prompt that the server refuses, or leaves without an answer several times, has the answers
-        that were got, mostly none; it is counted as `dropped.refused`, with what was said.
+        A prompt that the server refuses has the answers that were got, mostly none; it is counted
+        as `dropped.refused`, with what was said.
 
         Args:
             prompts: token ids of each prompt; those of `send: messages` say how long it is.
@@ -118,8 +121,8 @@ class Served:
             progress: called with the number of tokens got so far.
 
         Raises:
-            StageFailed: see `Client.post`; an option that the server does not have; 32 prompts
-                refused before one was answered.
+            StageFailed: see `Client.post`; an option that the server does not have; no answers
+                several times in a row; 32 prompts refused, or too long, and more than half of all.
         """
         options = {**OPTIONS, **(generation or {})}
         self._dialect(options, [])  # what the server cannot do is said before it is asked
@@ -129,6 +132,14 @@ class Served:
             Request(*row, wanted, seed, options)
             for row in zip(ids, prompts, dialogs, tools or [None] * len(ids), strict=True)
         ]
+        long = sum(len(prompt) >= self.context for prompt in prompts)
+        if long >= REFUSED and 2 * long > len(prompts):
+            raise StageFailed(
+                f"{long} of {len(prompts)} prompts leave no room for an answer in the "
+                f"{self.context} tokens that {self.endpoint.url} reads. Serve it with more (vLLM: "
+                "--max-model-len), or leave them out."
+            )
+        self._given += len(prompts) - long
         got = 0
         for i, answers in ask_all(
             self.endpoint, lambda client: [self._answers(client, notes, one) for one in asked]
@@ -142,39 +153,59 @@ class Served:
         """One prompt's answers: those that are known, and the missing until none is."""
         known = notes.answers.setdefault(asked.id, {})
         if len(asked.prompt) >= self.context:
-            self._refuse(notes, asked.id, f"{len(asked.prompt)} of {self.context} tokens")
+            self._drop(notes, asked.id, f"{len(asked.prompt)} of {self.context} tokens")
             return []
         idle = 0
         while missing := [k for k in asked.wanted if k not in known]:
             groups = [missing] if self.at_once else [[k] for k in missing]
             try:
-                await asyncio.gather(*(self._ask(client, notes, asked, group) for group in groups))
+                ends = await asyncio.gather(*(self._ask(client, notes, asked, g) for g in groups))
+                idle = idle + 1 if len(missing) == sum(k not in known for k in missing) else 0
+                if idle == FEWER and (how := set().union(*ends)) == {"content_filter"}:
+                    raise Refused("It filters every answer")
+                if idle == FEWER:
+                    raise self._silent(how, f'"{asked.id}", {FEWER} times in a row')
             except Refused as refusal:
-                self._refuse(notes, asked.id, str(refusal))
+                self._drop(notes, asked.id, str(refusal))
+                self._refuse(str(refusal))
                 break
-            idle = idle + 1 if len(missing) == sum(k not in known for k in missing) else 0
-            if idle == FEWER:
-                self._refuse(notes, asked.id, f"no answer, {FEWER} times")
-                break
+        else:
+            self._answered += 1
         return [known[k] for k in asked.wanted if k in known]
 
-    async def _ask(self, client: Client, notes: Notes, asked: Request, group: list[int]) -> None:
-        """One request for the answers of a group, which are noted as far as they came."""
+    async def _ask(
+        self, client: Client, notes: Notes, asked: Request, group: list[int]
+    ) -> set[str]:
+        """One request for the answers of a group, noted as far as they came; how others ended."""
         choices = await client.post(self._path, self._body(asked, group), self._choices)
         if len(choices) == 1 < len(group):
             self.at_once = False
-        whole = [choice for choice in choices if choice is not None]
+        whole = [choice for choice in choices if not isinstance(choice, str)]
         for k, (text, token_ids, logprob, finish) in zip(group, whole, strict=False):
             notes.add(asked.id, Completion(k, text, token_ids, logprob, finish))
-            self._answered = True
+        return {choice for choice in choices if isinstance(choice, str)}
 
-    def _refuse(self, notes: Notes, id: str, reason: str) -> None:
+    def _silent(self, ends: set[str], to: str) -> StageFailed:
+        sent = f"texts that are null or end with {', '.join(sorted(ends))}" if ends else "none"
+        return StageFailed(
+            f"{self.endpoint.url} gives no answer to {to}: it sends {sent}. Look at its log, and "
+            "serve it without a parser that takes text out of answers; what it has said is kept, "
+            "and the same command goes on."
+        )
+
+    def _drop(self, notes: Notes, id: str, reason: str) -> None:
         notes.refuse(id, reason)
         self.out.count("dropped.refused", example={"id": id, "said": reason})
-        if not self._answered and len(notes.refused) >= REFUSED:
+
+    def _refuse(self, reason: str) -> None:
+        """Stop where more than half are refused, whatever comes of those it has in hand."""
+        self._refused += 1
+        left = self._given - self._answered - self._refused
+        in_hand = min(left, self.endpoint.concurrency)
+        if self._refused >= REFUSED and self._refused > self._answered + in_hand:
             raise StageFailed(
-                f"{self.endpoint.url} has refused {REFUSED} prompts and answered none. It says: "
-                f"{reason}."
+                f"{self.endpoint.url} has refused {self._refused} prompts and answered "
+                f"{self._answered}. It says: {reason}."
             )
 
     # What goes over the wire
@@ -209,41 +240,26 @@ class Served:
             return self._ends
         return [named] if isinstance(named, int) else list(named)
 
-    def _choices(self, reply: Any) -> list[Choice | None]:
-        return [self._choice(choice) for choice in reply["choices"]]
+    def _choices(self, reply: Any) -> list[Choice | str]:
+        return [replies.read(choice, self.tokenizer) for choice in reply["choices"]]
 
-    def _both(self, reply: Any) -> tuple[Any, list[Choice | None]]:
+    def _both(self, reply: Any) -> tuple[Any, list[Choice | str]]:
         return reply, self._choices(reply)
-
-    def _choice(self, choice: Any) -> Choice | None:
-        """Text, token ids, log-probability, finish; None for what is no answer."""
-        message = choice.get("message") or {}
-        text = choice["text"] if "text" in choice else message["content"]
-        token_ids = _token_ids(choice)
-        if choice["finish_reason"] not in ("stop", "length", "tool_calls"):
-            return None  # filtered or aborted
-        if token_ids is not None:
-            text = self.tokenizer.decode(
-                token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        elif message.get("tool_calls"):
-            raise Refused(
-                "It takes calls of tools out of the text. Serve it without a parser for them, or "
-                "send: tokens"
-            )
-        elif text is None:
-            return None
-        else:
-            token_ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        finish = "length" if choice["finish_reason"] == "length" else "stop"
-        return text, list(token_ids), _logprob(choice.get("logprobs")), finish
 
     # The first request
 
     async def _meet(self, client: Client) -> None:
         """See that the model is served, and learn in which words it is asked."""
         names = await client.models()
-        if names is not None:
+        if names is None:
+            self.facts["listed"] = False
+            if self.endpoint.probe == "name":
+                self.facts["probe"] = None
+                self.out.say(
+                    f"{self.endpoint.url} does not say which model it serves: nothing shows that "
+                    f"it is {self.name}. engine: {{url: …, probe: local}} compares its answers."
+                )
+        else:
             if self.name not in names:
                 raise StageFailed(self._another(list(names)))
             told = names[self.name] or max(filter(None, names.values()), default=self.context)
@@ -255,9 +271,7 @@ class Served:
         for self._dialect in DIALECTS:
             try:
                 reply, choices = await client.post(
-                    self._path,
-                    self._body(asked, [0, 1]),
-                    lambda reply: (reply, self._choices(reply)),
+                    self._path, self._body(asked, [0, 1]), self._both
                 )
                 break
             except Refused as refusal:
@@ -285,11 +299,16 @@ class Served:
             "transformers serve without --continuous-batching; look at another server's options."
         )
 
-    async def _pair(self, client: Client, asked: Request) -> list[str | None]:
+    async def _pair(self, client: Client, asked: Request) -> list[str]:
         """The texts of two answers, asked for one by one."""
         bodies = [self._body(asked, [k]) for k in asked.wanted]
         answers = [await client.post(self._path, body, self._choices) for body in bodies]
-        return [choice[0] if choice else None for choice, *_ in answers]
+        return [self._first(choices)[0] for choices in answers]
+
+    def _first(self, choices: list[Choice | str]) -> Choice:
+        if not choices or isinstance(choices[0], str):
+            raise self._silent({str(choice) for choice in choices[:1]}, "a plain question")
+        return choices[0]
 
     def _another(self, names: list[str]) -> str:
         return (
@@ -298,10 +317,9 @@ class Served:
             "NAME), or say which of them it is: engine: {url: …, model: NAME}."
         )
 
-    def _learn(self, prompt: list[int], reply: Any, choices: list[Choice | None]) -> None:
+    def _learn(self, prompt: list[int], reply: Any, choices: list[Choice | str]) -> None:
         """What the first reply shows: the prompt as it was read, and what answers come with."""
-        if choices[0] is None:
-            raise StageFailed(f"{self.endpoint.url} gives no answer to a plain question.")
+        answer = self._first(choices)
         first = reply["choices"][0]
         read = first.get("prompt_token_ids") or reply.get("prompt_token_ids")
         count = (reply.get("usage") or {}).get("prompt_tokens")
@@ -313,30 +331,13 @@ class Served:
                 "vLLM takes a template with --chat-template."
             )
         self.at_once = len(choices) == 2 and choices[0] != choices[1]
-        self.facts["token_ids"] = "tokenized again" if _token_ids(first) is None else "its own"
-        self.facts["logprob"] = None if choices[0][2] is None else "its own"
-
-
-Choice = tuple[str, list[int], float | None, str]
-"""Text, token ids, log-probability and finish of an answer."""
+        self.facts["token_ids"] = (
+            "tokenized again" if replies.token_ids(first) is None else "its own"
+        )
+        self.facts["logprob"] = None if answer[2] is None else "its own"
 
 
 def served_name(model: Model) -> str:
     """What a model should be served as: its key, or for a base its path or hub id."""
     made = model.stage is not None or (model.path / "model.json").is_file()
     return model.key if made else str(model.spec()["base"]["path"])
-
-
-def _token_ids(choice: Any) -> Any:
-    """vLLM's name for them, or SGLang's."""
-    return choice.get("token_ids", choice.get("response_token_ids"))
-
-
-def _logprob(given: Any) -> float | None:
-    """The sum over the answer's tokens, where the server gives all of them."""
-    if not given:
-        return None
-    tokens = given.get("token_logprobs")
-    if tokens is None:
-        tokens = [token["logprob"] for token in given.get("content") or [{"logprob": None}]]
-    return None if None in tokens else round(sum(tokens), 4)
