@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align import records, rewards, shelf
+from align import launch, records, rewards, shelf
 from align.artifacts import Samples, Scored
 from align.errors import StageFailed
 from align.out import Out
@@ -334,6 +334,7 @@ def test_workers_make_the_same_bytes(
     tmp_path: Path, counts: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # a worker is told where the rewards' files are
+    monkeypatch.setattr(launch, "devices", lambda: 0)  # else no more of them than GPUs
     given: dict[str, Any] = {
         "samples": samples(tmp_path, 7, 2),
         "rewards": counts,
