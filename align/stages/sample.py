@@ -73,14 +73,13 @@ class Sample(Stage):
     def check(self) -> Iterable[tuple[str, str]]:
         """Options that decoding does not know; a model that its engine or template cannot serve."""
         yield from problems(self.generation)
-        for number, draw in enumerate(self.draws):
-            yield from ((f"draws.{number}.{key}", fact) for key, fact in problems(draw.generation))
         yield from models.check_template(self.model)
         base = adapters.root(self.model)
         if self.engine == "paged" and base and (fact := unpaged(headers.config(base))):
             yield "engine", fact
         if self.workers is not None:
             yield from self.workers.problems()
+        yield from draws.misfits(self.draws, self.drawn(), self.prompts)
 
     def drawn(self) -> list[Draw]:
         """The draws, each with what it takes from the stage."""
@@ -99,6 +98,9 @@ class Sample(Stage):
         made = shards.make(out, shards.cut(planned, size), self, self.workers)
         summary = draws.summary(len(self.drawn()), out.counts, made)
         (out.path / "metrics.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        if cut := out.counts.get("cut"):
+            answers = out.counts["answers"]["n"]
+            out.say(f"{cut['n']} of {answers} answers were cut at max_new_tokens.")
         return Samples(out.path)
 
     def worker(self, out: shards.Shard) -> shards.Work:

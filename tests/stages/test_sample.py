@@ -117,12 +117,41 @@ def test_options_of_decoding_are_checked_before_anything_runs(
     assert key == "generation" and '"num_beams"' in unknown and "at most 1" in bound
 
 
+def test_one_greedy_answer_is_enough(model: Model, prompts: Source) -> None:
+    greedy = {"model": model, "prompts": [prompts], "generation": {"do_sample": False}}
+    [(key, message)] = Sample(**greedy, n=4).check()
+    assert key == "n" and "4 times" in message and "n: 1" in message and "leave" in message
+    assert list(Sample(**greedy, n=1).check()) == []
+    warm = Draw(n=2, generation={"do_sample": True})
+    [(key, message)] = Sample(**greedy, draws=[Draw(n=1), warm, Draw(n=3)]).check()
+    assert key == "draws.2.n" and "3 times" in message
+
+
+def test_a_where_of_a_column_that_no_prompt_has_is_refused_before_anything_runs(
+    model: Model, prompts: Source, write_rows: Write
+) -> None:
+    def problems(where: dict[str, Any], *more: Any) -> list[tuple[str, str]]:
+        draws = [Draw(), Draw(where=where)]
+        return list(Sample(model=model, prompts=[prompts, *more], draws=draws).check())
+
+    [(key, message)] = problems({"anwser": 1})
+    assert key == "draws.1.where"
+    assert 'no column "anwser"' in message and "Columns are: answer." in message
+    assert problems({"answer": 99}) == []  # values are seen when it runs
+    other = Source(path=str(write_rows("other.jsonl", [{"prompt": "x", "topic": "y"}])))
+    assert problems({"topic": "y"}, other) == []
+    assert problems({"anwser": 1}, Source(path="a/b")) == []  # not here: nothing is known
+
+
 def test_a_prompt_longer_than_the_context_is_dropped_and_counted(
-    sample: Any, write_rows: Write
+    sample: Any, write_rows: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"prompt": "x" * 300}, {"prompt": "short"}]
     samples, out = sample(prompts=[Source(path=str(write_rows("long.jsonl", rows)))])
     assert len(list(samples.rows())) == 1
+    said = capsys.readouterr().err
+    assert "1 of 2 prompts were left out: 1 longer than the model can read.\n" in said
+    assert f"{out.counts['cut']['n']} of 3 answers were cut at max_new_tokens.\n" in said
     [example] = out.counts["dropped.prompt_too_long"]["examples"]
     assert example.keys() == {"id", "draw", "tokens"} and example["tokens"] > 256
     only = [Source(path=str(write_rows("only.jsonl", rows[:1])))]
@@ -221,7 +250,11 @@ REFUSING = (
 
 
 def test_a_prompt_that_the_template_refuses_is_counted_and_the_others_are_kept(
-    sample: Any, write_rows: Write, tiny_model: Path, tmp_path: Path
+    sample: Any,
+    write_rows: Write,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "refusing.jinja").write_text(REFUSING)
     base = {"path": str(tiny_model), "chat_template": str(tmp_path / "refusing.jinja")}
@@ -229,6 +262,8 @@ def test_a_prompt_that_the_template_refuses_is_counted_and_the_others_are_kept(
     asked = {"prompts": [prompted(write_rows)], "model": refusing}
     samples, out = sample(**asked)
     assert [row["id"] for row in samples.rows()] == ["sum", "sky"]
+    said = capsys.readouterr().err
+    assert "1 of 3 prompts were left out: 1 refused by the chat template. The chat" in said
     [example] = out.counts["dropped.template"]["examples"]
     assert example["id"] == "own" and "refuses a dialog of system, user: Odd." in example["error"]
     with pytest.raises(
