@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from shouting import prepare
 
-from align import models
+from align import launch, models
 from align.artifacts import Model, Samples
 from align.data import Source
 from align.errors import StageFailed
@@ -302,6 +302,7 @@ def test_in_bf16_the_share_of_answers_that_another_batch_changes_is_measured(
 def test_workers_draw_the_same_bytes_and_the_driver_loads_no_model(
     sample: Any, model: Model, prompts: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(launch, "devices", lambda: 0)  # else no more workers than GPUs
     whole = content(sample("whole", shard=3)[0])
     given = {"n": 3, "seed": 1, "generation": {"max_new_tokens": 16}, "shard": 3}
     stage = Sample(model=model, prompts=[prompts], workers=Workers(count=2), **given)
