@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from align import records, shelf, yaml
-from align.artifacts import Model, read_json
+from align import named, records, shelf, yaml
+from align.artifacts import Model
 from align.asking.asked import name_of
 from align.errors import Problem, RecipeError
 from align.options import nearest
@@ -45,7 +45,7 @@ def write(
         RecipeError: there is no model or no task among the words, or a setting is none.
     """
     tasks = [word for word in words if word.endswith(".py")]
-    models = [word for word in words if not word.endswith(".py")]
+    models = [named.place(word, store) for word in words if not word.endswith(".py")]
     problems = [problem for word in models if (problem := _task_perhaps(word))]
     if not models or not tasks:
         message = "Name a model and a task: align eval runs/mine/dpo eval/gsm8k.py"
@@ -59,7 +59,7 @@ def write(
         tree = yaml.override(tree, _placed(setting, tasks, problems), problems)
     if problems:
         raise RecipeError(problems)
-    called = [*(_called(word) for word in models), *(Path(task).stem for task in tasks)]
+    called = [*(named.called(word) for word in models), *(Path(task).stem for task in tasks)]
     name = re.sub(r"[^\w-]+", "-", "-".join(called))[:LONGEST].strip("-")
     asked = [[*map(_place, models)], [*map(_place, tasks)], [*settings], chat_template]
     path = store / f"eval-{name}-{records.digest(asked)[:6]}" / "recipe.yaml"
@@ -83,12 +83,6 @@ def _place(word: str) -> str:
 
 def _model(word: str, chat_template: str | None) -> Any:
     return word if chat_template is None else {"path": word, "chat_template": chat_template}
-
-
-def _called(word: str) -> str:
-    """What a model is called: its stage's name where it has one, else the end of its path."""
-    file = Path(os.path.expanduser(word)) / "stage.json"
-    return str(read_json(file)["name"]) if file.is_file() else Path(word).resolve().name
 
 
 def _task_perhaps(word: str) -> Problem | None:

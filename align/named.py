@@ -1,0 +1,78 @@
+"""Models as `align eval`, `align push` and `align chat` take them: one word on the command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from align import outside
+from align.artifacts import Model, RewardModel, read_json
+from align.errors import Problem, RecipeError
+from align.reading import Reader
+from align.yaml import Node
+
+
+def model(word: str, store: Path) -> Model:
+    """The model (or reward model) that a word names.
+
+    Args:
+        word: a stage's directory, the path of a model or an adapter, a hub id; or a recipe's name
+            or folder, whose last model it is (see `place`).
+        store: where artifacts lie.
+
+    Raises:
+        RecipeError: there is no such model, or it cannot be used; with the remedy.
+    """
+    reader = Reader(store, {}, strict=True)
+    node = Node(place(word, store), word, word)
+    read = outside.model(reader, node, (), [Model, RewardModel])
+    if reader.problems or not isinstance(read, Model):
+        raise RecipeError(reader.problems)
+    read.path = read.path.resolve() if read.path.is_dir() else read.path
+    read.name = called(str(read.path))
+    return read
+
+
+def place(word: str, store: Path) -> str:
+    """The word itself, or the directory of the last model where it names a recipe that was run.
+
+    That is the last in the recipe's order that is made, no reward model, and nobody's control.
+
+    Raises:
+        RecipeError: the recipe made no model.
+    """
+    folder = _recipe(word, store)
+    if folder is None:
+        return word
+    report = read_json(folder / "report.json")
+    controls = {one["against"] for one in report["comparisons"] if one["role"] == "control"}
+    for stage in reversed(report["stages"]):
+        path = folder / stage["name"]
+        if stage["name"] not in controls and _makes(path) == "Model":
+            return str(path)
+    message = f"This recipe has made no model yet. Run it (`align run {word}`), or name a model."
+    raise RecipeError([Problem(word, "", message)])
+
+
+def called(word: str) -> str:
+    """What a model is called: its stage's name where it has one, else the end of its path."""
+    file = Path(os.path.expanduser(word)) / "stage.json"
+    return str(read_json(file)["name"]) if file.is_file() else Path(word).resolve().name
+
+
+def _recipe(word: str, store: Path) -> Path | None:
+    """The folder of a recipe's run: `runs/mine`, for `runs/mine`, `mine` and `mine/recipe.yaml`."""
+    path = Path(os.path.expanduser(word))
+    if "/" in word and not path.exists():
+        return None  # a hub id
+    named = path.parent if path.name == "recipe.yaml" else path
+    for folder in (named, store / named.resolve().name.removesuffix(".yaml")):
+        if (folder / "report.json").is_file() and not (folder / "artifact.json").is_file():
+            return folder
+    return None
+
+
+def _makes(path: Path) -> str | None:
+    """What a stage has made, by its type's name; None where it is not made."""
+    made = (path / "artifact.json").is_file()
+    return str(read_json(path / "stage.json")["makes"]) if made else None
