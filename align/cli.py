@@ -6,9 +6,7 @@ said stop, 130 interrupted. Whatever was made is kept.
 
 from __future__ import annotations
 
-import argparse
 import gc
-import inspect
 import json
 import os
 import shlex
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import align
 from align import shelf, store
+from align.arguments import add_store, parser_of, recipe_parser
 from align.errors import Problem, RecipeError, StageFailed
 from align.estimate import costs
 from align.options import nearest
@@ -38,7 +37,7 @@ def plan(arguments: list[str]) -> int:
       align plan mine.yaml --set stages.dpo.trainer.beta=0.2
       align plan mine.yaml --memory 24GiB
     """
-    parser = _recipe_parser(plan)
+    parser = recipe_parser(plan)
     parser.add_argument(
         "--memory",
         metavar="SIZE",
@@ -70,7 +69,7 @@ def run(arguments: list[str]) -> int:
       align run mine --set stages.dpo.trainer.beta=0.2
       align run mine --again dpo
     """
-    parser = _recipe_parser(run)
+    parser = recipe_parser(run)
     parser.add_argument(
         "stages", metavar="STAGE", nargs="*", default=[], help="a stage's name, or a kind"
     )
@@ -105,7 +104,7 @@ def eval(arguments: list[str]) -> int:
       align eval HuggingFaceTB/SmolLM2-1.7B eval/mmlu.py --set mmlu.chat=false
       align eval runs/mine/dpo eval/gsm8k.py --set gsm8k.data=my/test.jsonl --set rows=64
     """
-    parser = _parser(eval)
+    parser = parser_of(eval)
     parser.usage = "align eval MODEL [MODEL ...] TASK [TASK ...] [options]"
     parser.add_argument("words", metavar="MODEL, TASK", nargs="+", help="models, then tasks")
     parser.add_argument(
@@ -118,7 +117,7 @@ def eval(arguments: list[str]) -> int:
     parser.add_argument(
         "--chat-template", metavar="NAME", help="for models without one: a jinja file or chatml …"
     )
-    _add_store(parser)
+    add_store(parser)
     asked = parser.parse_intermixed_args(arguments)
     from align import adhoc
 
@@ -142,7 +141,7 @@ def status(arguments: list[str]) -> int:
     examples:
       align status mine
     """
-    asked = _recipe_parser(status).parse_args(arguments)
+    asked = recipe_parser(status).parse_args(arguments)
     planned = read(asked.recipe, asked.set, asked.store)
     from align import runner
 
@@ -155,7 +154,7 @@ def report(arguments: list[str]) -> int:
     examples:
       align report mine
     """
-    asked = _recipe_parser(report).parse_args(arguments)
+    asked = recipe_parser(report).parse_args(arguments)
     planned = read(asked.recipe, asked.set, asked.store)
     from align.reporting import report as page
 
@@ -185,7 +184,7 @@ def view(arguments: list[str]) -> int:
       align view mine --text pairs --search "sorry"
       align view mine --text score --id 0821a6df594fa736
     """
-    parser = _recipe_parser(view)
+    parser = recipe_parser(view)
     parser.add_argument(
         "--port",
         type=int,
@@ -218,7 +217,7 @@ def new(arguments: list[str]) -> int:
       align new mine
       align new mine --from tiny-real
     """
-    parser = _parser(new)
+    parser = parser_of(new)
     parser.add_argument("name", metavar="NAME", help="the folder to make")
     parser.add_argument(
         "--from",
@@ -258,10 +257,10 @@ def clean(arguments: list[str]) -> int:
       align clean
       align clean --yes
     """
-    parser = _parser(clean)
+    parser = parser_of(clean)
     parser.add_argument("recipes", metavar="RECIPE", nargs="*", help="keep what these need, too")
     parser.add_argument("--yes", action="store_true", help="remove what is shown")
-    _add_store(parser)
+    add_store(parser)
     asked = parser.parse_args(arguments)
     plans = [read(recipe, (), asked.store) for recipe in asked.recipes]
     from align import space
@@ -277,7 +276,7 @@ def schema(arguments: list[str]) -> int:
     examples:
       align schema > recipe.schema.json
     """
-    _parser(schema).parse_args(arguments)
+    parser_of(schema).parse_args(arguments)
     from align import schema as page
 
     print(json.dumps(page.schema(), indent=1, ensure_ascii=False))
@@ -336,7 +335,7 @@ def _list(words: Sequence[str]) -> str:
     return ", ".join(words) or "none"
 
 
-# -- arguments -----------------------------------------------------------------------------------
+# -- help -----------------------------------------------------------------------------------------
 
 
 def _help() -> str:
@@ -351,44 +350,6 @@ def _help() -> str:
     ]
     lines += [f"  {_list(shelf.recipes())}", "", "More: align COMMAND --help"]
     return "\n".join(lines)
-
-
-def _parser(command: Callable[[list[str]], int]) -> argparse.ArgumentParser:
-    text = inspect.cleandoc(command.__doc__ or "")
-    description, _, examples = text.partition("examples:")
-    return argparse.ArgumentParser(
-        prog=f"align {command.__name__}",
-        description=description.strip(),
-        epilog="examples:" + examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-
-def _recipe_parser(command: Callable[[list[str]], int]) -> argparse.ArgumentParser:
-    parser = _parser(command)
-    parser.add_argument(
-        "recipe", metavar="RECIPE", help="a YAML file, a folder with recipe.yaml, or a shipped one"
-    )
-    parser.add_argument(
-        "--set",
-        metavar="a.b.c=VALUE",
-        action="append",
-        default=[],
-        help="override a value of the recipe; VALUE is YAML",
-    )
-    _add_store(parser)
-    return parser
-
-
-def _add_store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--store",
-        metavar="DIR",
-        type=Path,
-        default=store.RUNS,
-        help=f"where artifacts lie (default: {store.RUNS})",
-    )
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from align.annotations import Annotation, artifact_name, described, fits
 from align.artifacts import Artifact, Model
 from align.data import Source
 from align.errors import Problem, RecipeError
+from align.models import Base
 from align.options import nearest
 from align.outside import BAD
-from align.records import is_path
+from align.records import external, is_path
 from align.settings import Reward, Settings, Stage, Task
 from align.types import ANY, Type
 from align.yaml import Node, Unset, show
@@ -320,6 +321,22 @@ class Reader:
             for problem in error.problems:
                 self.problem(use.place, path, f"{problem.place}: {problem.message}")
             return BAD
+
+
+class Ahead(Reader):
+    """Reads tasks of stages that are still to come, for their items alone.
+
+    A model of the recipe (a judge) has no part in them, and any may stand in its place: so that who
+    needs the items does not hang on who made the judge.
+    """
+
+    def stage(self, node: Node, path: tuple[str, ...], wanted: Sequence[type[Artifact]]) -> Any:
+        """Something in place of a model; rows that are made already; BAD for those made later."""
+        for cls in wanted:
+            if issubclass(cls, Model):
+                return external(Base(path="any/model"), cls)
+        artifact = self.made.get(str(node.value))
+        return BAD if artifact is None else artifact
 
 
 def _written(value: Any, at: Node) -> Node:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from align import artifacts, launch, records, shelf, yaml
+from align.annotations import Annotation
 from align.artifacts import Artifact, Model
 from align.errors import Problem, RecipeError, StageFailed
 from align.options import nearest
 from align.outside import BAD, base
-from align.reading import Reader
-from align.settings import Stage
+from align.reading import Ahead, Reader
+from align.settings import RecipeTasks, Stage, Task
 from align.yaml import Node, show
 
 KEYS = ("base", "seed", "defaults", "launch", "stages")
@@ -201,6 +202,8 @@ class _Reading:
         self.again = again
         self.contents = records.Contents(reader.store)
         self.seed = 42
+        self.blocks: dict[str, Node] = {}
+        """Every stage's settings, with the defaults of its kind."""
         self.unsure: set[str] = set()
         """What hangs on a variable that is not set: stages, and `base`."""
         self.attempts: dict[str, int] = {}
@@ -233,9 +236,13 @@ class _Reading:
             else:
                 message = f"There is no such stage.{nearest(stage, blocks)}"
                 self.reader.problem(f"--again {stage}", (), message)
-        planned = {}
         for name, block in blocks.items():
-            made, type_ = self._stage(name, block, defaults)
+            kind = Path(str(_use(name, block).value)).stem
+            settings = Node(block.value or {}, block.place, block.key)
+            self.blocks[name] = yaml.overlay(defaults.get(kind), settings)
+        planned = {}
+        for name, block in self.blocks.items():
+            made, type_ = self._stage(name, block)
             if made is not None:
                 made.record["overrides"] = overrides
                 planned[name] = made
@@ -314,27 +321,29 @@ class _Reading:
             hint = f' Say which kind with "use:".{hint}'
         return "", self.reader.problem(use.place, path, f"{show(word)} is no kind of stage.{hint}")
 
-    def _stage(
-        self, name: str, block: Node, defaults: dict[str, Node]
-    ) -> tuple[Planned | None, type[Artifact] | None]:
+    def _stage(self, name: str, block: Node) -> tuple[Planned | None, type[Artifact] | None]:
         """Read one stage: what is planned, and what it makes as far as that is known."""
         reader, path = self.reader, ("stages", name)
-        block = Node(block.value or {}, block.place, block.key)
         kind, cls = self._class(name, block)
         if cls is BAD:
             return None, None
-        block = yaml.overlay(defaults.get(kind), block)
         assert isinstance(block.value, dict)
         values = {key: node for key, node in block.value.items() if key != "use"}
         if "launch" in cls.model_fields and (launch := self.root.get("launch")) is not None:
             values.setdefault("launch", launch)
         values.setdefault("seed", Node(self.seed, block.place, block.key))
         block = Node(values, block.place, block.key)
-        stage = reader.block(cls, block, path)
+        given = {
+            key: self._tasks((*path, key))
+            for key, field in cls.model_fields.items()
+            if key not in values and any(isinstance(mark, RecipeTasks) for mark in field.metadata)
+        }
+        stage = reader.block(cls, block, path, given)
         inputs = () if stage is BAD else records.inputs(stage)
         made = makes(cls, [] if stage is BAD else records.consumed(stage))
         if stage is BAD:
             return None, made
+        made = made or stage.makes()
         if made is None:
             annotation = inspect.get_annotations(cls.run).get("return")
             message = f"What it makes is not clear: run() is annotated with {annotation!r}."
@@ -366,6 +375,29 @@ class _Reading:
             "inputs": [each.key for each in inputs],
         }
         return Planned(name, kind, stage, artifact, inputs, record), made
+
+    def _tasks(self, path: tuple[str, ...]) -> list[Task]:
+        """The tasks of the recipe's `evaluate` stages, for their items alone.
+
+        What is wrong with one is said where it stands.
+        """
+        ahead = Ahead(**{**vars(self.reader), "problems": [], "not_checked": {}})
+        found: list[Task] = []
+        for name, block in self.blocks.items():
+            kind, cls = self._class(name, block)
+            tasks = block.get("tasks")
+            if kind != "evaluate" or cls is BAD or tasks is None:
+                continue
+            for node in tasks.value if isinstance(tasks.value, list) else [tasks]:
+                task = ahead.value(Annotation(blocks=(Task,)), node, path)
+                if isinstance(task, Task):
+                    # how it is asked must not make the data anew
+                    found.append(task.model_copy(update={"generation": {}, "samples": 1}))
+                elif not ahead.problems:  # else it is said where the task stands
+                    fact = "the items of a task are made after this stage and not compared with it"
+                    self.reader.unchecked(path, fact)
+                ahead.problems.clear()
+        return found
 
     def _hangs(self, node: Node) -> bool:
         """Whether a value in a block hangs on a variable that is not set: its file is not there."""

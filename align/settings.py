@@ -46,6 +46,11 @@ class Library:
     owned: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class RecipeTasks:
+    """Marks a field of tasks that are those of the recipe's `evaluate` stages unless it is set."""
+
+
 class Stage(Settings):
     """One step of a recipe.
 
@@ -61,6 +66,10 @@ class Stage(Settings):
     def check(self) -> Iterable[tuple[str, str]]:
         """Yield (key, message) for what is wrong and can be known before anything runs."""
         return ()
+
+    def makes(self) -> type[Artifact] | None:
+        """What it makes, where neither `run`'s annotation nor its inputs say; None: they do."""
+        return None
 
     def run(self, out: Out) -> Artifact:
         """Do the work in `out.path` and return the artifact that lies there."""

@@ -1,0 +1,1 @@
+"""What `curate` removes and changes: duplicates, personal data, benchmark questions, bad rows."""
