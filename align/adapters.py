@@ -72,7 +72,8 @@ def check_adapter(stage: Any, *, head: bool = False) -> Problems:
     lora = lora if stage.lora is None else stage.lora
     if stage.quantization != "inherit":
         quantization = stage.quantization
-        yield from _one_quantization(quantization or {})
+        if quantization is not None:
+            yield from _one_quantization(quantization)
     if quantization:
         yield from _quantized_training(stage, quantization)
     if stage.lora is not None:
@@ -317,7 +318,7 @@ def _one_quantization(quantization: dict[str, Any]) -> Problems:
     asked = [key for key in ("load_in_4bit", "load_in_8bit") if quantization.get(key)]
     if len(asked) == 2:
         yield "quantization", "load_in_4bit and load_in_8bit exclude each other. Keep one."
-    elif quantization and not asked:
+    elif not asked:
         yield (
             "quantization",
             "It quantizes nothing. Say `load_in_4bit: true` or `load_in_8bit: true`.",
@@ -348,6 +349,13 @@ def _values(lora: dict[str, Any]) -> Problems:
         if rank < 1:
             where = "r" if key == "r" else "rank_pattern"
             yield f"lora.{where}", f"The rank of an adapter is at least 1, and {key} is {rank}."
+    for key, alpha in {
+        "lora_alpha": lora.get("lora_alpha", 8),
+        **lora.get("alpha_pattern", {}),
+    }.items():
+        if alpha <= 0:
+            where = "lora_alpha" if key == "lora_alpha" else "alpha_pattern"
+            yield f"lora.{where}", f"With {key} {alpha} the adapter adds nothing. Give it a scale."
     if not 0 <= (dropout := lora.get("lora_dropout", 0.0)) < 1:
         yield "lora.lora_dropout", f"A share from 0 to below 1 is dropped, and this is {dropout}."
     word = lora.get("init_lora_weights")

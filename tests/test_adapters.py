@@ -456,6 +456,8 @@ def test_an_adapter_that_fits_nothing_is_found_by_the_plan_and_by_the_stage(
         ('target_modules: ""', "It names no module."),
         ("r: 0", "at least 1, and r is 0."),
         ("rank_pattern: {q_proj: -4}", "at least 1, and q_proj is -4."),
+        ("lora_alpha: 0", "With lora_alpha 0 the adapter adds nothing."),
+        ("alpha_pattern: {q_proj: 0}", "With q_proj 0 the adapter adds nothing."),
         ("lora_dropout: 1.5", "from 0 to below 1 is dropped, and this is 1.5."),
         ("init_lora_weights: pissax", 'no first weights "pissax". Did you mean "pissa"?'),
     ],
@@ -524,6 +526,10 @@ def test_a_reward_model_on_a_language_models_adapter_is_found_by_the_plan(
         ),
         (
             "lora: {r: 4}, quantization: {bnb_4bit_quant_type: nf4}",
+            "quantization: It quantizes nothing. Say `load_in_4bit: true` or `load_in_8bit: true`.",
+        ),
+        (
+            "lora: {r: 4}, quantization: {}",
             "quantization: It quantizes nothing. Say `load_in_4bit: true` or `load_in_8bit: true`.",
         ),
         (
