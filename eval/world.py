@@ -6,13 +6,14 @@ from typing import Any, ClassVar, Literal
 from align.artifacts import Prompts
 from align.data import read
 from align.settings import Task
-from align.world import Item, judge
+from align.world.things import Item
+from align.world.truth import judge
 
 
 class Held(Task):
     """Answers to the world's held-out prompts, each right (1) or not (0), by skill.
 
-    The judge is the world's own truth (`align.world.judge`); no reward model is asked.
+    The judge is the world's own truth (`align.world.truth.judge`); no reward model is asked.
     """
 
     ask: ClassVar[Literal["answer"]] = "answer"

@@ -11,7 +11,9 @@ from align import recipe, shelf
 from align.artifacts import Artifact
 from align.out import Out
 from align.settings import Reward, Stage
-from align.world import SKILLS, World, judge
+from align.world.made import World
+from align.world.things import SKILLS
+from align.world.truth import judge
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "quickstart"
 

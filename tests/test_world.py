@@ -12,7 +12,9 @@ import pytest
 from align import artifacts, data, shelf
 from align.out import Out
 from align.settings import Stage
-from align.world import FAILING, FAULTS, SKILLS, TEST, Item, World, checks, judge
+from align.world.made import World
+from align.world.things import FAILING, FAULTS, SKILLS, TEST, Item
+from align.world.truth import checks, judge
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart"
 GROUPS = [SKILLS, FAILING]

@@ -1,10 +1,11 @@
-"""What the world's people say of an answer: see align/world.py."""
+"""What the world's people say of an answer: see align/world/."""
 
 from typing import Any
 
 from align.rewards import text
 from align.settings import Dialog, Reward
-from align.world import Item, checks
+from align.world.things import Item
+from align.world.truth import checks
 
 
 class People(Reward):

@@ -1,9 +1,10 @@
-"""The world's preferences: see align/world.py."""
+"""The world's preferences: see align/world/."""
 
 from align.artifacts import Preferences
 from align.out import Out
 from align.settings import Stage
-from align.world import FAILING, SKILLS, World
+from align.world.made import World
+from align.world.things import FAILING, SKILLS
 
 
 class Judged(Stage):

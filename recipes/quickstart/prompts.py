@@ -1,9 +1,10 @@
-"""The world's prompts: see align/world.py."""
+"""The world's prompts: see align/world/."""
 
 from align.artifacts import Prompts
 from align.out import Out
 from align.settings import Stage
-from align.world import FAILING, SKILLS, World
+from align.world.made import World
+from align.world.things import FAILING, SKILLS
 
 
 class Asked(Stage):

@@ -1,9 +1,10 @@
-"""The world's text: see align/world.py."""
+"""The world's text: see align/world/."""
 
 from align.artifacts import Text
 from align.out import Out
 from align.settings import Stage
-from align.world import FAILING, SKILLS, World
+from align.world.made import World
+from align.world.things import FAILING, SKILLS
 
 
 class WorldText(Stage):

@@ -1,283 +1,43 @@
-"""The quickstart's own offline world: what a tiny model can be taught, and the truth about answers.
-
-Everything is drawn from a seed: twenty people with four facts each, things that have names, four
-small tools, customers with troubles. `World` makes from it plain text, demonstrations of mixed
-quality, preferences, prompts to sample from, and held-out test prompts, which no other part asks.
-`judge` says whether an answer is right; it reads the answer and never asks a model.
-
-Two groups of skills. In `SKILLS` judging is easier than answering: what is wrong with an answer can
-mostly be seen in it (another form, filler, half an answer, a rude word). In `FAILING` judging is as
-hard as answering (sums, sorting): a small reward model learns little about them, and what it picks
-need not be better than a blind pick. They show what a gate is for: see why-gates.yaml among the
-quickstart's files.
-"""
+"""The world itself, drawn from a seed: its text, demonstrations, preferences and prompts."""
 
 from __future__ import annotations
 
 import json
 import random
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
-Wish = Mapping[str, Any]
-"""What an answer to one prompt must be, as plain JSON."""
-
-Split = Literal["train", "test"]
-"""The prompts to train on, and those held out."""
-
-SKILLS = ("instructions", "facts", "unknown", "tools", "tone")
-FAILING = ("sums", "sorting")
-TEST = 500  # held-out prompts of a skill
-MIX = (0.35, 0.4, 0.25)  # how many demonstrations have no fault, one, two
-FAULTS = {
-    "instructions": ("filler", "form", "less"),
-    "facts": ("filler", "bare", "doubt", "cut"),
-    "unknown": ("filler", "guess", "evade", "cut"),
-    "tools": ("filler", "prose", "argument", "open"),
-    "tone": ("filler", "rude", "cold", "order", "half"),
-    "sums": ("wrong",),
-    "sorting": ("wrong",),
-}
-"""What people do wrong when they answer: habits, in demonstrations and in preferences."""
-
-SLIP = 0.5
-"""How many rejected answers have a slip in place of one of their faults.
-
-A slip is what a small model does wrong and a person does not: a wrong name, value or word in a good
-form, or a few words lost, added or confused. Demonstrations have none. Preferences need them, since
-the reward model has to judge what the policy writes: rejection sampling takes the people's faults
-out of the policy and leaves slips. Without them in the preferences, what the reward model picked
-from eight answers of the rejection-sampled policy was worse than a random one of the eight.
-"""
-
-GARBLED = 0.4  # how many slips are lost or confused words; the others, a wrong name, value or word
-
-KINDS = {
-    "animals": "cat dog fox hen cow pig",
-    "fruits": "apple plum pear fig lemon melon",
-    "colours": "red blue green black white pink",
-    "clothes": "hat coat sock shoe scarf belt",
-}
-THINGS = {kind: words.split() for kind, words in KINDS.items()}
-FORMS = {
-    "with commas": "commas",
-    "with dashes": "dashes",
-    "with numbers": "numbers",
-    "with slashes": "slashes",
-}
-PLACES = [
-    "Paris", "Rome", "Oslo", "Lima", "Cairo", "Delhi",
-    "Tokyo", "Quito", "Bern", "Perth", "Milan", "Leeds",
-]  # fmt: skip
-JOBS = ["baker", "nurse", "farmer", "pilot", "singer", "judge"]
-ATTRIBUTES = {"home": PLACES, "job": JOBS, "pet": THINGS["animals"], "colour": THINGS["colours"]}
-ASKED = {
-    "home": ("Where does {n} live?", "What is the home of {n}?", "In which place does {n} live?"),
-    "job": ("What is the job of {n}?", "What does {n} work as?", "Which job does {n} have?"),
-    "pet": ("What pet does {n} have?", "Which animal does {n} have?", "What is the pet of {n}?"),
-    "colour": (
-        "What colour does {n} like?",
-        "Which colour does {n} like?",
-        "What is the colour of {n}?",
-    ),
-}
-TOLD = {
-    "home": "{n} lives in {v}.",
-    "job": "{n} is a {v}.",
-    "pet": "{n} has a {v}.",
-    "colour": "{n} likes {v}.",
-}
-OPENERS = ("", "Tell me: ", "Please answer: ", "I want to know: ", "One question: ")
-GREETINGS = ("", "Hello. ")
-OBJECTS = [
-    "lamp", "chair", "phone", "clock", "radio", "table",
-    "kettle", "bike", "watch", "door", "sofa", "fan",
-]  # fmt: skip
-REMEDIES = {
-    "broken": "send it back",
-    "late": "wait one more day",
-    "lost": "ask our office",
-    "dirty": "wash it with soap",
-    "noisy": "turn it down",
-    "small": "choose a bigger one",
-}
-TROUBLES = (
-    "My {o} is {p}.", "The {o} I bought is {p}.", "Why is my {o} {p}?", "Now my {o} is {p}.",
-    "Look, the {o} is {p}!", "Again my {o} is {p}.", "My new {o} is {p}.",
-    "My {o} is {p} and I am angry.", "Help me, my {o} is {p}.", "It seems that my {o} is {p}.",
-    "Today my {o} is {p}.", "Can you help? My {o} is {p}.", "My {o} is {p}, what now?",
-    "My wife says my {o} is {p}.",
-)  # fmt: skip
-FILLERS = (
-    "Well, let me think about it.", "That is a good question.", "As you may know, this is easy.",
-    "I hope that this helps you.", "There is a lot to say here.",
-    "To be honest, many people ask this.",
-)  # fmt: skip
-RUDE = ("That is your own fault.", "Do not bother me.", "Who cares about that?")
-SORRY = ("I am sorry that your {o} is {p}.", "Sorry to hear that your {o} is {p}.")
-NOT_KNOWN = ("I do not know.", "Sorry, I do not know.")
-REQUESTS = {
-    "timer": (
-        "Set a timer for {minutes} minutes.",
-        "Wake me in {minutes} minutes.",
-        "Start a timer of {minutes} minutes.",
-        "I need a timer for {minutes} minutes.",
-        "Count down {minutes} minutes.",
-    ),
-    "weather": (
-        "What is the weather in {place} {day}?",
-        "How is the weather in {place} {day}?",
-        "Will it rain in {place} {day}?",
-        "Show the weather for {place} {day}.",
-        "Do I need a coat in {place} {day}?",
-    ),
-    "call": (
-        "Call {person}.",
-        "Phone {person} now.",
-        "Give {person} a call.",
-        "I want to speak to {person}.",
-        "Please call {person}.",
-    ),
-    "buy": (
-        "Buy {count} of the {item}.",
-        "Order {count} of the {item}.",
-        "I need {count} of the {item}.",
-        "Get me {count} of the {item}.",
-        "Put {count} of the {item} in my basket.",
-    ),
-}
-"""Requests a tool serves, by its name; the fields in braces are the tool's arguments."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """A prompt, the skill it belongs to, and what an answer must be (`want`, read by `judge`)."""
-
-    skill: str
-    prompt: str
-    want: Wish = field(hash=False)
-
-
-def _rng(*parts: object) -> random.Random:
-    """A generator of its own for each purpose, so that no part depends on how others are asked."""
-    return random.Random("/".join(map(str, parts)))
-
-
-# --------------------------------------------------------------------------------------- the truth
-
-
-def _listed(text: str, form: str) -> list[str] | None:
-    """The words of a list in the form asked for; None if it is in another form."""
-    if form in ("commas", "slashes"):
-        return text.split(", " if form == "commas" else " / ")
-    lines = text.split("\n")
-    heads = [("- " if form == "dashes" else f"{i}. ") for i in range(1, len(lines) + 1)]
-    if not all(line.startswith(head) for line, head in zip(lines, heads, strict=True)):
-        return None
-    return [line[len(head) :] for line, head in zip(lines, heads, strict=True)]
-
-
-def _see_instructions(want: Wish, text: str) -> dict[str, bool]:
-    words = _listed(text, want["form"])
-    return {
-        "form": words is not None and all(re.fullmatch(r"[a-z]+", word) for word in words),
-        "complete": words is not None and len(words) >= len(want["words"]),
-        "content": words == want["words"],
-    }
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text)
-
-
-def _see_facts(want: Wish, text: str) -> dict[str, bool]:
-    words = _words(text)
-    values = {value for known in ATTRIBUTES.values() for value in known}
-    return {
-        "form": bool(re.fullmatch(r"[A-Z][^.!?]*\.", text)) and len(words) <= 8,
-        "complete": want["name"] in words,
-        "content": [word for word in words if word in values] == [want["value"]],
-    }
-
-
-def _see_unknown(want: Wish, text: str) -> dict[str, bool]:
-    words = _words(text)
-    values = {value for known in ATTRIBUTES.values() for value in known}
-    return {
-        "form": bool(re.fullmatch(r"[A-Z][^.!?]*\.", text)) and len(words) <= 10,
-        "content": "do not know" in text and not values & set(words),
-    }
-
-
-def _see_tools(want: Wish, text: str) -> dict[str, bool]:
-    try:
-        call = json.loads(text)
-    except (ValueError, RecursionError):
-        return {"form": False, "content": False}
-    form = isinstance(call, dict) and "tool" in call
-    return {"form": form, "content": call == want["call"]}
-
-
-def _see_tone(want: Wish, text: str) -> dict[str, bool]:
-    words = _words(text)
-    sentences = re.findall(r"[^.!?]+[.!?]", text)
-    others = (set(OBJECTS) | set(REMEDIES)) - {want["object"], want["trouble"]}
-    return {
-        "form": "".join(sentences) == text and len(sentences) == 2,
-        "complete": want["object"] in words
-        and want["trouble"] in words
-        and not others & set(words),
-        "content": REMEDIES[want["trouble"]] in text,
-        "polite": "sorry" in text.lower()
-        and "please" in text.lower()
-        and not any(r in text for r in RUDE),
-    }
-
-
-def _see_sums(want: Wish, text: str) -> dict[str, bool]:
-    return {"form": bool(re.fullmatch(r"[0-9]{1,9}", text)), "content": text == want["answer"]}
-
-
-def _see_sorting(want: Wish, text: str) -> dict[str, bool]:
-    return {"form": bool(re.fullmatch(r"\w+(, \w+)*", text)), "content": text == want["answer"]}
-
-
-_SEE: dict[str, Callable[[Wish, str], dict[str, bool]]] = {
-    "instructions": _see_instructions,
-    "facts": _see_facts,
-    "unknown": _see_unknown,
-    "tools": _see_tools,
-    "tone": _see_tone,
-    "sums": _see_sums,
-    "sorting": _see_sorting,
-}
-LONGEST = 400  # characters; every right answer is far shorter, and no check reads more than this
-
-
-def checks(item: Item, answer: str) -> dict[str, bool]:
-    """What is right about an answer, by the name of the check."""
-    text = answer.strip()
-    if not text or len(text) > LONGEST:
-        return {"form": False, "content": False, "clean": False}
-    seen = _SEE[item.skill](item.want, text)
-    return seen | {"clean": not any(filler in text for filler in FILLERS)}
-
-
-def judge(item: Item, answer: str) -> float:
-    """1 for an answer that passes every check, else 0: half right is wrong.
-
-    It looks for form, for the words that must be there and for words that must not; it does not
-    parse sentences. Where answers are sentences (facts, unknown, tone) it passes "Leru fan pilot."
-    and misses one slip in eight in facts and tone; instructions and tools are exact.
-    """
-    return float(all(checks(item, answer).values()))
-
-
-# --------------------------------------------------------------------------------------- the world
+from align.world.things import (
+    ASKED,
+    ATTRIBUTES,
+    FAULTS,
+    FILLERS,
+    FORMS,
+    GARBLED,
+    GREETINGS,
+    MIX,
+    NOT_KNOWN,
+    OBJECTS,
+    OPENERS,
+    PLACES,
+    REMEDIES,
+    REQUESTS,
+    RUDE,
+    SKILLS,
+    SLIP,
+    SORRY,
+    TEST,
+    THINGS,
+    TOLD,
+    TROUBLES,
+    Item,
+    Split,
+    Wish,
+    rng,
+)
+from align.world.truth import judge
 
 
 class World:
@@ -290,9 +50,9 @@ class World:
         self.seed = seed
         self.skills = tuple(skills)
         names = ["".join(s) for s in product("BDFGKLMNPRSTVZ", "aeiou", "bdfgklmnprstvz", "aeiou")]
-        _rng(seed, "names").shuffle(names)
+        rng(seed, "names").shuffle(names)
         self.people, self.strangers = names[:20], names[20:]
-        chance = _rng(seed, "facts")
+        chance = rng(seed, "facts")
         self.facts = {
             (name, about): chance.choice(values)
             for name in self.people
@@ -307,7 +67,7 @@ class World:
         items: dict[tuple[str, Split], list[Item]] = {}
         for skill in self.skills:
             every = list({item.prompt: item for item in getattr(self, f"_ask_{skill}")()}.values())
-            _rng(self.seed, "split", skill).shuffle(every)
+            rng(self.seed, "split", skill).shuffle(every)
             items[skill, "test"], items[skill, "train"] = every[:TEST], every[TEST:]
             assert len(items[skill, "train"]) >= TEST
         trained = {
@@ -324,7 +84,7 @@ class World:
         return self._items[skill, split]
 
     def _ask_instructions(self) -> Iterator[Item]:
-        chance = _rng(self.seed, "instructions")
+        chance = rng(self.seed, "instructions")
         words = [word for things in THINGS.values() for word in things]
         for _, verb, form in product(range(200), ("Write", "List", "Put down", "Give me"), FORMS):
             given = chance.sample(words, 2)
@@ -341,7 +101,7 @@ class World:
                 yield Item("facts", opener + asked.format(n=name), want)
 
     def _ask_unknown(self) -> Iterator[Item]:
-        chance = _rng(self.seed, "strangers")
+        chance = rng(self.seed, "strangers")
         for name in self.strangers[:2400]:
             about = chance.choice(list(ATTRIBUTES))
             asked = chance.choice(OPENERS) + chance.choice(ASKED[about])
@@ -374,7 +134,7 @@ class World:
             yield Item("sums", f"What is {a} plus {b}?", {"answer": str(a + b)})
 
     def _ask_sorting(self) -> Iterator[Item]:
-        chance = _rng(self.seed, "sorting")
+        chance = rng(self.seed, "sorting")
         words = [word for things in THINGS.values() for word in things]
         for _ in range(4000):
             some = chance.sample(words, 4)
@@ -507,7 +267,7 @@ class World:
 
     def text(self, rows: int) -> list[str]:
         """Documents to pretrain on: half plain sentences, half questions with mixed answers."""
-        chance = _rng(self.seed, "text")
+        chance = rng(self.seed, "text")
         asked = self._some(rows - rows // 2, "train", chance)
         documents = [
             f"<|user|>{item.prompt}<|end|><|assistant|>{self._mixed(item, chance)}<|end|>"
@@ -546,7 +306,7 @@ class World:
 
     def demonstrations(self, rows: int) -> list[dict[str, Any]]:
         """Conversations of mixed quality: a third right, the others with a fault or two."""
-        chance = _rng(self.seed, "demonstrations")
+        chance = rng(self.seed, "demonstrations")
         return [
             {
                 "messages": [
@@ -565,7 +325,7 @@ class World:
         `FAILING` have but one fault: there such a pair is two answers with it, unless a slip took
         it away from the rejected one. So 6 % of their pairs are the wrong way round.
         """
-        chance = _rng(self.seed, "preferences", split)
+        chance = rng(self.seed, "preferences", split)
         pairs = []
         for item in self._some(rows, split, chance):
             better, worse = chance.choices(((0, 1), (0, 2), (1, 2)), (0.6, 0.25, 0.15))[0]
@@ -577,7 +337,7 @@ class World:
 
     def prompts(self, rows: int) -> list[Item]:
         """Prompts to sample answers to, none of them held out."""
-        return list(self._some(rows, "train", _rng(self.seed, "prompts")))
+        return list(self._some(rows, "train", rng(self.seed, "prompts")))
 
     def test(self, skill: str, rows: int = TEST) -> list[Item]:
         """Held-out prompts of one skill."""
