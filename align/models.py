@@ -43,6 +43,7 @@ __all__ = [
     "load",
     "prepare",
     "save",
+    "stop_at",
     "template",
     "token_problem",
     "tokenizer",
@@ -197,7 +198,7 @@ def save(
         _scrub(home / "adapter_config.json", beside if Path(path).is_dir() else path, base)
     else:
         if network.can_generate():
-            _stop_at(network, tokenizer)
+            stop_at(network.generation_config, tokenizer)
         network.save_pretrained(str(home), state_dict=state)
     tokenizer.save_pretrained(str(home))
     for file in home.iterdir():
@@ -222,15 +223,15 @@ def _scrub(file: Path, source: str, base: dict[str, Any]) -> None:
     file.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _stop_at(network: Any, tokenizer: Any) -> None:
-    """Let the model's own generation config stop where its template ends a turn."""
-    known = network.generation_config.eos_token_id
+def stop_at(config: Any, tokenizer: Any) -> None:
+    """Let a model's generation config stop where its template ends a turn."""
+    known = config.eos_token_id
     stops = [tokenizer.eos_token_id]
     if tokenizer.chat_template is not None:
         stops.append(chat.end_of_turn(tokenizer))
     stops += known if isinstance(known, list) else [known] if known is not None else []
-    network.generation_config.eos_token_id = list(dict.fromkeys(stops))
-    network.generation_config.pad_token_id = tokenizer.pad_token_id
+    config.eos_token_id = list(dict.fromkeys(stops))
+    config.pad_token_id = tokenizer.pad_token_id
 
 
 def half(
