@@ -210,6 +210,67 @@ def view(arguments: list[str]) -> int:
     return 0
 
 
+def chat(arguments: list[str]) -> int:
+    """Talk to a model in the terminal.
+
+    MODEL is a stage's directory, a recipe that was run (its last model), the path of a model or an
+    adapter, or a hub id. It answers with its own chat template and ends where a `sample` stage
+    would. /help there says what can be done besides asking.
+
+    With --prompt, or with a text on stdin, it answers this and ends; stdout has the answer alone.
+
+    examples:
+      align chat runs/mine/dpo
+      align chat runs/mine/dpo --compare runs/mine/sft --temperature 0
+      align chat runs/mine/dpo --prompt "Name three rivers."
+      align chat runs/mine/dpo < question.txt > answer.txt
+    """
+    parser = parser_of(chat)
+    parser.add_argument("model", metavar="MODEL", help="what answers")
+    parser.add_argument("--compare", metavar="MODEL", help="another model answers, too")
+    parser.add_argument("--prompt", metavar="TEXT", help="answer this and end")
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told before all else")
+    parser.add_argument(
+        "--temperature",
+        metavar="T",
+        type=float,
+        help="0: the likeliest token at every place (default: as its generation_config.json says, "
+        "else 0.7)",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        metavar="N",
+        type=int,
+        default=1024,
+        help="the most tokens of an answer (default: 1024)",
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="of the draws (default: 0)"
+    )
+    parser.add_argument(
+        "--chat-template", metavar="NAME", help="instead of its own: a jinja file or chatml …"
+    )
+    add_store(parser)
+    asked = parser.parse_args(arguments)
+    text = asked.prompt
+    if text is None and not sys.stdin.isatty():
+        text = _stdin()
+    if text is not None and not text.strip():
+        raise RecipeError([Problem("align chat", "", "Nothing is asked. Write a question.")])
+    from align import talking, terminal
+
+    words = [asked.model, *filter(None, [asked.compare])]
+    how = talking.Asked(asked.temperature, asked.max_new_tokens, asked.seed, asked.system)
+    talkers = talking.load(words, asked.store, asked.chat_template, how)
+    gc.enable()
+    shown = partial(print, end="", flush=True)
+    if text is None:
+        terminal.converse(talkers, shown)
+    else:
+        terminal.once(talkers, text, shown, partial(shown, file=sys.stderr))
+    return 0
+
+
 def new(arguments: list[str]) -> int:
     """Copy a shipped recipe into a folder of your own, to start from.
 
@@ -290,6 +351,7 @@ COMMANDS: tuple[Callable[[list[str]], int], ...] = (
     status,
     report,
     view,
+    chat,
     new,
     clean,
     schema,
@@ -329,6 +391,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     finally:
         gc.enable()
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise RecipeError([Problem("stdin", "", f"This is no UTF-8 text: {error}.")]) from None
 
 
 def _list(words: Sequence[str]) -> str:

@@ -191,7 +191,7 @@ def test_of_a_stage_that_trains_what_it_learns_to_say_is_marked(view: Lines) -> 
 
 def test_what_a_model_said_cannot_move_the_cursor(view: Lines) -> None:
     made("sample", [asked("a", answer(0, "\x1b[2J\x9b1mred\r\x07"))])
-    assert view("sample")[-1].endswith(r"\x1b[2J\x9b1mred\r\x07")
+    assert view("sample")[-1].endswith(r"\x1b[2J\x9b1mred\x0d\x07")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from align.reporting import (
     summary,
 )
 from align.reporting.style import STYLE
+from align.visible import visible
 
 if TYPE_CHECKING:
     from align.recipe import Plan
@@ -32,21 +33,9 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]
 
 
-HIDDEN = re.compile(
-    r"[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
-)
-"""Control characters, marks of direction, spaces without width: models and data have them, and
-they would not be seen, or would turn what is. As in view.js."""
-
-
 def render(report: Entry, plan: Plan) -> str:
     """The whole page."""
-    return HIDDEN.sub(_code, _render(report, plan))
-
-
-def _code(hidden: re.Match[str]) -> str:
-    code = ord(hidden[0])
-    return f"\\x{code:02x}" if code < 256 else f"U+{code:x}"
+    return visible(_render(report, plan))
 
 
 def _render(report: Entry, plan: Plan) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -18,6 +17,7 @@ from align.errors import Problem, RecipeError, StageFailed
 from align.options import nearest
 from align.progress import in_words
 from align.settings import Stage
+from align.visible import visible
 
 if TYPE_CHECKING:
     from align.recipe import Plan, Planned
@@ -55,7 +55,7 @@ def show(plan: Plan, name: str, n: int, id: str | None, search: str | None) -> I
     lines = _form(stage, kind)
     number = 0
     for number, row in enumerate(islice(rows, n), 1):
-        yield f"\n{_clean(str(row.get('id', f'row {number}')))}"
+        yield f"\n{visible(str(row.get('id', f'row {number}')))}"
         yield from lines(row, width)
     if not number:
         asked = f'the id "{id}"' if id is not None else f'"{search}"' if search else "anything"
@@ -240,7 +240,7 @@ def said(message: Row) -> str:
 
 def _line(head: str, text: str, width: int) -> Iterator[str]:
     """A text after a head: on one line of that width, or whole, its lines below each other."""
-    text = _clean(text)
+    text = visible(text)
     if width == WHOLE:
         yield (head + text.replace("\n", "\n" + " " * len(head))).rstrip()
         return
@@ -249,11 +249,6 @@ def _line(head: str, text: str, width: int) -> Iterator[str]:
     if cell_len(text) > room:
         text = set_cell_size(text, room - 1) + "…"
     yield (head + text).rstrip()
-
-
-def _clean(text: str) -> str:
-    """Without what would move the cursor or colour the terminal: a model may say anything."""
-    return re.sub(r"[^\n\t -~\xa0-\U0010ffff]", lambda found: repr(found[0])[1:-1], text)
 
 
 def _number(value: float | None) -> str:
