@@ -1,29 +1,70 @@
-"""Personal data and secrets in texts, and what stands in their place."""
+"""Personal data and secrets in rows, and what stands in their place."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from pydantic import Field
 
-from align.curation.rules import Row
+from align.curation import keys, personal
+from align.curation.personal import Found
+from align.curation.rules import Row, rewritten, said
 from align.settings import Settings
 
 Kind = Literal["email", "phone", "ip", "iban", "card", "key"]
+
+_FINDERS: dict[Kind, Callable[[str, int], Iterable[Found]]] = {
+    "key": keys.keys,  # first: a token may hold what looks like a number of another kind
+    "email": personal.emails,
+    "iban": personal.ibans,
+    "card": personal.cards,
+    "ip": personal.addresses,
+    "phone": personal.phones,
+}
 
 
 class Pii(Settings):
     """Personal data gives way to placeholders: `<EMAIL_1>`, `<PHONE_2>` …
 
     They are numbered within a row, in the order in which they come: who is named twice stays one
-    person, and what becomes of a row follows from the row alone. The row is kept.
+    person, and what becomes of a row follows from the row alone. The row is kept. Names and postal
+    addresses are not looked for, nor are the arguments of tool calls.
     """
 
     kinds: list[Kind] = Field(["email", "phone", "ip", "iban", "card", "key"], min_length=1)
-    """`ip`: public addresses; `iban`, `card`: numbers whose checksum is right; `key`: tokens of
-    services, private keys, and what is assigned to a name like `api_key`."""
+    """`email`: but none at `example.com`; `phone`: but no toll-free ones; `ip`: public addresses;
+    `iban`, `card`: numbers whose checksum is right; `key`: tokens of services, private keys, and
+    random values with a name like `api_key`."""
 
     def change(self, row: Row) -> tuple[Row, Counter[str]]:
         """The row with placeholders, and how many things of each kind were found in it."""
-        raise NotImplementedError
+        finders = [(kind, find) for kind, find in _FINDERS.items() if kind in self.kinds]
+        names: dict[tuple[Kind, str], str] = {}
+        counts: Counter[str] = Counter()
+
+        def scrubbed(text: str) -> str:
+            known = len(personal.digits(text))
+            for kind, find in finders:
+                if found := list(find(text, known)):
+                    counts[kind] += len(found)
+                    text = _replaced(text, kind, found, names)
+            return text
+
+        for _, text in said(row):
+            known = len(personal.digits(text))
+            for _, find in finders:
+                for _ in find(text, known):
+                    return rewritten(row, scrubbed), counts
+        return row, counts  # as nearly all rows are: nothing is copied
+
+
+def _replaced(text: str, kind: Kind, found: list[Found], names: dict[tuple[Kind, str], str]) -> str:
+    parts, at = [], 0
+    for start, end, identity in found:
+        n = sum(known == kind for known, _ in names)
+        name = names.setdefault((kind, identity), f"<{kind.upper()}_{n + 1}>")
+        parts += [text[at:start], name]
+        at = end
+    return "".join([*parts, text[at:]])

@@ -1,0 +1,217 @@
+"""Personal data in rows: what is found, what is not, and what stands in its place."""
+
+import gzip
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from align.curation import personal, pii
+from align.curation.pii import Pii
+
+DATA = os.environ.get("ALIGN_DATA")
+needs_data = pytest.mark.skipif(DATA is None, reason="ALIGN_DATA is not set")
+
+FOUND = {
+    "email": [
+        "jane.doe@mail.co.uk",
+        "J_D+lists@uni-köln.de",
+        "jane [at] mail [dot] org",
+        "jane(at)mail.org",
+    ],
+    "phone": [
+        "+49 30 901820",
+        "+1 (415) 867-5309",
+        "+14158675309",
+        "(212) 664-7665",
+        "212-664-7665",
+        "212.664.7665",
+        "06 12 34 56 78",
+        "020 7946 0958",
+        "0171/2345678",
+        "+91 98765 43210",
+    ],
+    "ip": ["81.2.69.142", "2a00:1450:4001:81b::200e", "2001:4860:4860:0:0:0:0:8888"],
+    "iban": [  # examples of the registry
+        "DE89370400440532013000",
+        "GB29 NWBK 6016 1331 9268 19",
+        "FR14 2004 1010 0505 0001 3M02 606",
+        "NO9386011117947",
+        "MT84MALT011000012345MTLCAST001S",
+    ],
+    "card": [  # issuers' test numbers
+        "4111 1111 1111 1111",
+        "5555-5555-5555-4444",
+        "2223003122003222",
+        "3782 822463 10005",
+        "6011111111111117",
+        "30569309025904",
+    ],
+    "key": [
+        "AKIAIOSFODNN7Q2LXBRT",
+        "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
+        "xoxb-17653672481-19874698323",
+        "hf_" + "aB3dE" * 7,
+        "sk-proj-4f9aKq2LmN8sT1vX7wZ0",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N",
+        "-----BEGIN RSA PRIVATE KEY-----\nMIIB\nOQIB\n-----END RSA PRIVATE KEY-----",
+    ],
+}
+
+LEFT = {
+    "email": [
+        "write to you@example.com",
+        "git@github.com:owner/name.git",
+        "@property",
+        "icon@2x.png",
+        "ssh user@host",
+        "pack@1.2.3",
+    ],
+    "phone": [
+        "in 1914-1918 and 1939-1945",
+        "call 1-800-273-8255",
+        "2020-09-23 12:30",
+        "978-3-16-148410-0",
+        "12345678901",
+        "1,234,567,890",
+        "+100 000 000",
+        "5+12345678=12345683",
+        "3.14159265358979",
+        "$212.664.7665",
+        "10 20 30 40 50 60 70",
+        "version 212.664.7665.1",
+        "01-02-2020 12:30:45",
+    ],
+    "ip": [
+        "192.168.1.1 and 127.0.0.1",
+        "version 81.2.69.142",
+        "v81.2.69.142",
+        "81.2.69.142.7",
+        "300.2.69.142",
+        "std::vector<int> a[1::2]",
+        "at 12:30:45",
+        "2001:db8::1",
+        "fe80::1",
+        "Chrome/81.0.4389.82-x",
+    ],
+    "iban": [
+        "DE89370400440532013001",
+        "DE8937040044053201300",
+        "XX89370400440532013000",
+        "AB12 CD34",
+    ],
+    "card": [
+        "4111 1111 1111 1112",
+        "9111111111111111",
+        "41 11 11 11 11 11 11 11",
+        "4111111111111111111111",
+    ],
+    "key": [
+        "key: my_secret_password_value",
+        "token = tokenizer.from_pretrained",
+        "sk-learn-contrib-extensions",
+        "secret: version_2_of_the_plan_final",
+        "hf_hub_download(repo_id=repo)",
+        "-----BEGIN PUBLIC KEY-----",
+    ],
+}
+
+
+def scrubbed(text: str, kinds: list[Any] | None = None) -> tuple[str, Counter[str]]:
+    rule = Pii(kinds=kinds) if kinds else Pii()
+    row, counts = rule.change({"id": "a", "text": text})
+    return row["text"], counts
+
+
+@pytest.mark.parametrize(("kind", "spelled"), [(k, s) for k, many in FOUND.items() for s in many])
+def test_personal_data_gives_way_to_its_kind(kind: str, spelled: str) -> None:
+    text, counts = scrubbed(f"It is {spelled}, as I said ({spelled}).")
+    name = f"<{kind.upper()}_1>"
+    assert text == f"It is {name}, as I said ({name})."
+    assert counts == {kind: 2}
+
+
+@pytest.mark.parametrize(("kind", "text"), [(k, t) for k, many in LEFT.items() for t in many])
+def test_what_only_looks_like_it_stays(kind: str, text: str) -> None:
+    assert scrubbed(f"So {text} it is.", [kind])[0] == f"So {text} it is."
+
+
+def test_every_kind_has_a_finder() -> None:
+    assert set(get_args(pii.Kind)) == set(pii._FINDERS) == set(FOUND) == set(LEFT)
+
+
+def test_what_is_assigned_to_a_key_goes_and_its_name_stays() -> None:
+    text, _ = scrubbed('API_KEY = "9f86d081884c7d659a2feaa0c55ad015"')
+    assert text == 'API_KEY = "<KEY_1>"'
+
+
+def test_one_changed_digit_makes_no_card_and_no_iban() -> None:
+    """Luhn's sum and the remainder by 97 find every single wrong digit."""
+    for kind, number in (("card", "4111111111111111"), ("iban", "DE89370400440532013000")):
+        for place in range(4, len(number)):
+            for digit in set("0123456789") - {number[place]}:
+                wrong = number[:place] + digit + number[place + 1 :]
+                assert scrubbed(wrong, [kind])[0] == wrong
+
+
+def test_one_in_ten_numbers_has_the_right_check_digit() -> None:
+    right = [f"{number:016}" for number in range(4 * 10**15, 4 * 10**15 + 1000)]
+    assert sum(map(personal.luhn, right)) == 100
+
+
+def test_numbers_go_by_first_appearance_in_the_row_and_by_nothing_else() -> None:
+    row = {
+        "id": "a",
+        "prompt": [{"role": "user", "content": "Write to b@mail.org or a@mail.org."}],
+        "chosen": [{"role": "assistant", "content": "A@mail.org it is: +49 30 901820."}],
+        "rejected": [{"role": "assistant", "content": "No: c@mail.org, +49 (30) 901820."}],
+    }
+    changed, counts = Pii().change(row)
+    said = [changed[key][0]["content"] for key in ("prompt", "chosen", "rejected")]
+    assert said == [
+        "Write to <EMAIL_1> or <EMAIL_2>.",
+        "<EMAIL_2> it is: <PHONE_1>.",
+        "No: <EMAIL_3>, <PHONE_1>.",
+    ]
+    assert counts == {"email": 4, "phone": 2}
+    assert Pii().change(changed) == (changed, {})
+    assert row["chosen"][0]["content"].startswith("A@mail")
+
+
+def test_a_row_without_any_is_the_same_object() -> None:
+    row = {"id": "a", "text": "Nothing in 2024, at 3.5 % or for $1,200."}
+    assert Pii().change(row)[0] is row
+
+
+def test_only_the_kinds_that_are_asked_for_are_looked_for() -> None:
+    text = "a@mail.org, +49 30 901820"
+    assert scrubbed(text, ["phone"])[0] == "a@mail.org, <PHONE_1>"
+
+
+def test_long_runs_of_the_same_character_take_no_time() -> None:
+    for piece in ("1", "a", "1.", "1 ", "a@", "::", "2001:", "A1 ", "key=", "(at)", "-----BEGIN "):
+        scrubbed(piece * 20_000)  # a pattern that goes back over it would take hours
+
+
+def _texts(data: Path) -> Iterator[str]:
+    with gzip.open(data / "hh_rlhf_harmless_test/harmless-base.test.jsonl.gz", "rt") as lines:
+        for line in lines:
+            yield json.loads(line)["chosen"]
+    for name in ("gsm8k/train", "gsm8k/test"):
+        for line in (data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            yield row["question"] + "\n" + row["answer"]
+
+
+@needs_data
+def test_real_dialogs_have_some_and_problems_full_of_numbers_have_none() -> None:
+    """Each of the finds in these dialogs was looked at, and is what it is taken for."""
+    assert DATA is not None
+    finds: Counter[str] = Counter()
+    for text in _texts(Path(DATA)):
+        finds += scrubbed(text)[1]
+    assert finds == {"phone": 12, "email": 5}
