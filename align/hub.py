@@ -10,7 +10,11 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from align import credentials
+
 Kind = Literal["model", "dataset"]
+
+LOGIN = "Log in (`hf auth login`), or set HF_TOKEN."
 
 
 def cache() -> Path:
@@ -67,9 +71,55 @@ def resolve(kind: Kind, name: str, revision: str | None) -> str:
 
     try:
         info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=20)
+        if info.gated:  # everyone may know of it: its files are what must be asked for
+            HfApi().auth_check(name, repo_type=kind)
     except (HTTPError, OSError) as error:
-        fact = " ".join(str(error).split("\n")[0].split())[:160]
+        fact, remedy = reason(error)
         raise LookupError(
-            f"it is not in the local cache, and the hub says: {fact}. Go online, or name a copy"
+            f"it is not in the local cache, and {fact}. {remedy} Or name a copy on this machine"
         ) from None
     return str(info.sha)
+
+
+def reason(error: Exception) -> tuple[str, str]:
+    """Why the hub did not do what it was asked for, and the remedy.
+
+    The first is half a sentence; the second is one or more, and ends with a full stop.
+    """
+    from httpx2 import TransportError
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "the environment says to stay offline (HF_HUB_OFFLINE)", "Go online."
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return "nobody is logged in to the hub on this machine", LOGIN
+    if isinstance(error, (TransportError, ConnectionError, TimeoutError)):
+        fact = f"{constants.ENDPOINT} cannot be reached: {words(error)}"
+        return fact.rstrip("."), "Look at the network, and at HF_ENDPOINT where it is set."
+    if isinstance(error, errors.GatedRepoError):
+        return "it is gated", f"Ask its owners for access, on its page. {LOGIN}"
+    if isinstance(error, errors.DisabledRepoError):
+        return "the hub has disabled it", "Look at its page."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the hub has no such revision of it", "Its page shows its branches and tags."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the hub has none of that name, or only for others", f"Look at the name. {LOGIN}"
+    if isinstance(error, errors.HFValidationError):
+        return f"the name cannot be one of the hub: {words(error)}".rstrip("."), "Look at it."
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
+    if status == 401:
+        return "the hub refuses the token of this machine", LOGIN
+    if status in (409, 412):
+        return "somebody else changes it at this moment", "Try again."
+    if status == 429 or status >= 500:
+        return f"the hub is busy (status {status})", "Try again later."
+    return f"the hub says: {words(error)}".rstrip("."), "Look at its page."
+
+
+def words(error: Exception) -> str:
+    """What an error says: the hub's own words where it has some, in one line, without secrets."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    told = error.server_message if isinstance(error, HfHubHTTPError) else None
+    line = " ".join(credentials.hidden(told or str(error)).split())[:200]
+    return f"{(line or type(error).__name__).rstrip('.')}."

@@ -361,7 +361,7 @@ def resolve(hub: Hub, asked: Asked, name: str, revision: str, path: str) -> Any:
         raise Refused(404, f"{path} does not exist", "EntryNotFound", **headers)
     entry = commit.files[path]
     headers["ETag"] = f'"{entry.oid}"'
-    if entry.lfs and "/cdn/" not in asked.path:
+    if entry.lfs:
         headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(entry.size)}
         return 302, headers | {"Location": f"{hub.url}/cdn/{entry.sha256}?signature=1"}, b""
     return ranged(hub.object(entry.sha256).read_bytes(), asked, headers)
@@ -398,10 +398,9 @@ def preupload(hub: Hub, asked: Asked, name: str, revision: str) -> Any:
     }
 
 
-def batch(hub: Hub, asked: Asked, kind: str, name: str) -> Any:
+def batch(hub: Hub, asked: Asked, name: str) -> Any:
     """How each object is to be sent; not at all where it is here."""
-    base = f"{kind}{name}"
-    hub.open(asked, base if kind else f"models/{name}")
+    hub.open(asked, name)
     missing = [told for told in asked.json()["objects"] if not hub.object(told["oid"]).exists()]
     if hub.quota is not None and sum(told["size"] for told in missing) > hub.quota:
         raise Refused(403, "Private repository storage limit reached, please upgrade your plan.")
@@ -416,7 +415,7 @@ def batch(hub: Hub, asked: Asked, kind: str, name: str) -> Any:
             urls = {f"{1 + i}": f"{hub.url}/lfs/{oid}/{i}?X-Amz-Signature=5ecret"
                     for i in range(-(-size // hub.part))}  # fmt: skip
             upload["header"] = {"chunk_size": str(hub.part), **urls}
-        verify = {"href": f"{hub.url}/{base}.git/info/lfs/verify"}
+        verify = {"href": f"{hub.url}/{name.removeprefix('models/')}.git/info/lfs/verify"}
         objects[-1]["actions"] = {"upload": upload, "verify": verify}
     return {"transfer": "basic", "objects": objects}
 
@@ -494,9 +493,8 @@ def named(repository: Repository, ref: str, revision: str) -> Any:
     return {}
 
 
-API = r"/api/(?P<name>(models|datasets)/[^/]+/[^/]+)"
-GIT = r"/(?P<kind>datasets/|)(?P<name>[^/]+/[^/]+)\.git/info/lfs"
-FILE = r"/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
+NAME = r"/(?P<name>(models|datasets)/[^/]+/[^/]+)"
+API = "/api" + NAME
 ROUTES: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("GET", "/api/whoami-v2", whoami),
     ("POST", "/api/repos/create", create),
@@ -512,20 +510,20 @@ ROUTES: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("POST", API + "/commit/(?P<revision>[^/]+)", commit),
     ("POST", API + "/branch/(?P<ref>[^/]+)", branch),
     ("POST", API + "/tag/(?P<revision>[^/]+)", tag),
-    ("POST", GIT + "/objects/batch", batch),
-    ("POST", GIT.replace("?P<kind>", "") + "/verify", verify),
+    ("POST", NAME + r"\.git/info/lfs/objects/batch", batch),
+    ("POST", NAME + r"\.git/info/lfs/verify", verify),
     ("PUT", r"/lfs/(?P<oid>\w+)", put),
     ("PUT", r"/lfs/(?P<oid>\w+)/(?P<part>\d+)", put),
     ("POST", r"/lfs/(?P<oid>\w+)", complete),
     ("GET", r"/cdn/(?P<oid>\w+)", cdn),
-    ("GET", r"/(?P<name>datasets/[^/]+/[^/]+)" + FILE, resolve),
-    ("GET", r"/(?P<name>[^/]+/[^/]+)" + FILE, resolve),
+    ("GET", NAME + "/resolve/(?P<revision>[^/]+)/(?P<path>.+)", resolve),
 )
 
 
 def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def log_message(self, *arguments: Any) -> None:
             """Nothing on stderr."""
@@ -534,7 +532,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             url = urlsplit(self.path)
             headers = {key.lower(): value for key, value in self.headers.items()}
             method = "GET" if self.command == "HEAD" else self.command
-            path = re.sub(r"^/(?!api/|lfs/|cdn/|datasets/)(?=.*/resolve/)", "/models/", url.path)
+            path = re.sub(r"^/(?=[^/]+/[^/]+(/resolve/|\.git/))", "/models/", url.path)
             asked = Asked(method, path, parse_qs(url.query), headers)
             with hub.lock:
                 fault = hub.faults.get(len(hub.log), "")

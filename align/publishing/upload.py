@@ -1,0 +1,373 @@
+"""A folder on the model hub: checked before, sent in one commit, and read back.
+
+`huggingface_hub.upload_folder` commits a folder in several parts where Xet is installed, and its
+`create_pr` opens another pull request at every try. Here everything is one commit, so that a branch
+holds the old model or the new one and never half of it, and every try begins by looking at what is
+there. The client skips large files that the hub has; a second try sends what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.hf_api import ModelInfo, RepoFile
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from align import credentials, hub
+from align.errors import Problem, RecipeError, StageFailed
+
+Done = TypeVar("Done")
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Seconds between tries, beside those that the client makes of single requests."""
+
+SILENCE = 300.0
+"""Seconds without a byte after which a connection counts as lost; the client waits for ever."""
+
+TEMPORARY = (408, 409, 412, 429, 500, 502, 503, 504)
+"""Statuses after which it is tried again. 409 and 412: somebody else has committed meanwhile."""
+
+FULL = (402, 413, 507)
+"""Statuses of a hub that has no room; 403 says so in words."""
+
+ERRORS = (httpx2.HTTPError, OSError, RuntimeError, ValueError)
+"""What the client raises: RuntimeError around errors of its threads, ValueError for a bad card."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who pushes, and what is there."""
+
+    user: str
+    exists: bool
+    private: bool
+    """Whether the repository is private, or will be."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Where it lies now."""
+
+    url: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A file as the hub names its content: large files by sha256, others as git does."""
+
+    file: Path
+    size: int
+    sha256: str
+    git: str
+
+
+def check(
+    repo: str, *, private: bool, pull_request: bool, wait: Callable[[float], None] = time.sleep
+) -> Access:
+    """Whether a push can succeed, asked before any work.
+
+    Raises:
+        RecipeError: there is no token, it may not write there, the repository is public and should
+            not be, the hub cannot be reached …; with the remedy.
+    """
+    try:
+        return _patiently(
+            lambda: _access(HfApi(), repo, private, pull_request), repo, None, PAUSES[:2], wait
+        )
+    except StageFailed as failure:
+        raise _refused(repo, str(failure)) from None
+
+
+def _access(api: HfApi, repo: str, private: bool, pull_request: bool) -> Access:
+    account = api.whoami()
+    user, owner = account["name"], repo.partition("/")[0]
+    if "/" not in repo:
+        raise _refused(repo, f'This name has no owner. Yours is "{user}/{repo}".')
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise _refused(repo, f"The token of {user} may only read. {WRITE}")
+    try:
+        info = api.model_info(repo)
+    except RepositoryNotFoundError:
+        info = None
+    if info is not None:
+        return _existing(api, repo, info, user, private, pull_request)
+    if pull_request:
+        fact = f"There is no such model, or {user} may not see it."
+        raise _refused(repo, f"{fact} A pull request needs one: push without --pull-request.")
+    owners = [user, *(organization["name"] for organization in account.get("orgs", ()))]
+    if owner not in owners:
+        fact = f"The token is that of {user}, who has no part in {owner}."
+        raise _refused(repo, f"{fact} Push to one of: {', '.join(owners)}.")
+    return Access(user, False, private)
+
+
+def _existing(
+    api: HfApi, repo: str, info: ModelInfo, user: str, private: bool, pull_request: bool
+) -> Access:
+    if info.disabled:
+        raise _refused(repo, "The hub has disabled this model. Push to another name.")
+    if private and not info.private:
+        fact = "This model is public, and a push is private unless told."
+        raise _refused(repo, f"{fact} Push with --public, or to another name.")
+    if not pull_request:
+        try:
+            api.auth_check(repo, write=True)
+        except HfHubHTTPError as error:
+            if error.response.status_code not in (401, 403, 404):
+                raise
+            fact = f"{user} may not write to this model."
+            raise _refused(repo, f"{fact} Open a pull request (--pull-request). {WRITE}") from None
+    return Access(user, True, bool(info.private))
+
+
+WRITE = "A token with write access is made at https://huggingface.co/settings/tokens."
+
+
+def upload(
+    folder: Path,
+    repo: str,
+    *,
+    branch: str | None,
+    tag: str | None,
+    pull_request: bool,
+    private: bool,
+    message: str,
+    say: Callable[[str], None],
+    wait: Callable[[float], None] = time.sleep,
+) -> Pushed:
+    """Make a branch (main) of a model repository, or a new pull request, hold a folder.
+
+    Files that transformers or PEFT would load beside the folder's are removed in the same commit
+    (an earlier push of another kind); others stay. Where the same is there already, nothing is
+    committed. A pull request that is open, has this title and holds the folder is not opened again.
+
+    Args:
+        folder: every file in it is sent.
+        tag: is set on the commit when it has been read back.
+        private: how a repository is made that does not exist yet.
+        message: title of the commit and of the pull request.
+        say: told what happens, one line at a time.
+        wait: how pauses between tries are waited for.
+
+    Raises:
+        StageFailed: it did not succeed in the end; with the remedy. The branch is as it was.
+    """
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    sent = {path.relative_to(folder).as_posix(): _read(path) for path in _files(folder)}
+    size = sum(file.size for file in sent.values())
+    say(f"sending {len(sent)} files, {size / 1e6:,.1f} MB, to {repo}")
+    target = _Target(HfApi(), repo, branch or "main", tag, pull_request, private, message, sent)
+    with _heard(say):
+        pushed = _patiently(lambda: target.push(say), repo, say, PAUSES, wait)
+    say(f"read back: {len(sent)} files at {pushed.commit[:7]}")
+    return pushed
+
+
+@dataclass
+class _Target:
+    """One push: what goes where."""
+
+    api: HfApi
+    repo: str
+    branch: str
+    tag: str | None
+    pull_request: bool
+    private: bool
+    message: str
+    sent: dict[str, Sent]
+
+    def push(self, say: Callable[[str], None]) -> Pushed:
+        """One try, which goes on from whatever is there."""
+        get_session().timeout = SILENCE
+        if not self.pull_request:
+            self.create()
+        elif made := self.opened():
+            return made
+        refs = self.api.list_repo_refs(self.repo)
+        heads = {ref.name: ref.target_commit for ref in refs.branches}
+        if self.branch not in heads:
+            self.api.create_branch(self.repo, branch=self.branch, exist_ok=True)
+            heads[self.branch] = heads["main"]
+        head = heads[self.branch]
+        tags = {ref.name: ref.target_commit for ref in refs.tags}
+        other, stale = self.differences(head)
+        if self.tag in tags and (tags[self.tag] != head or other or stale):
+            fact = f'There is a tag "{self.tag}" already, of another state of this model.'
+            raise StageFailed(f"{self.repo}: {fact} Choose another one.")
+        for path in stale:
+            say(f"removing {path}, which would be loaded with what is pushed")
+        made = self.commit(head, stale)
+        if wrong := [path for paths in self.differences(made.commit) for path in paths]:
+            fact = f"not what was sent: {', '.join(wrong[:3])}"
+            raise StageFailed(f"{self.repo} at {made.commit[:7]}: {fact}. Push again.")
+        if self.tag and self.tag not in tags:
+            self.api.create_tag(self.repo, tag=self.tag, revision=made.commit)
+        return made
+
+    def create(self) -> None:
+        """The repository, where there is none."""
+        try:
+            self.api.model_info(self.repo)
+        except RepositoryNotFoundError:
+            self.api.create_repo(self.repo, private=self.private, exist_ok=True)
+
+    def commit(self, head: str, stale: Sequence[str]) -> Pushed:
+        """Everything in one commit; where nothing has changed, the client answers with the head."""
+        additions = []
+        for path, file in self.sent.items():
+            additions.append(CommitOperationAdd(path, str(file.file)))
+            additions[-1].upload_info.sha256 = bytes.fromhex(file.sha256)
+        made = self.api.create_commit(
+            self.repo,
+            [*additions, *(CommitOperationDelete(path) for path in stale)],
+            commit_message=self.message,
+            revision=None if self.pull_request else self.branch,
+            create_pr=self.pull_request,
+            parent_commit=head,
+        )
+        page = f"{self.api.endpoint}/{self.repo}"
+        at = self.tag or (self.branch if self.branch != "main" else None)
+        return Pushed(made.pr_url or (f"{page}/tree/{at}" if at else page), made.oid)
+
+    def opened(self) -> Pushed | None:
+        """The pull request that an earlier try has opened."""
+        for found in self.api.get_repo_discussions(
+            self.repo, discussion_type="pull_request", discussion_status="open"
+        ):
+            if found.title == self.message and found.git_reference is not None:
+                sha = self.api.model_info(self.repo, revision=found.git_reference).sha
+                if sha is not None and not any(self.differences(sha)):
+                    return Pushed(found.url, sha)
+        return None
+
+    def differences(self, revision: str) -> tuple[list[str], list[str]]:
+        """Files of the folder that are missing or other there, and what is there to be removed."""
+        listed = self.api.list_repo_tree(self.repo, revision=revision, recursive=True)
+        there = {file.path: file for file in listed if isinstance(file, RepoFile)}
+        other = [
+            path
+            for path, file in self.sent.items()
+            if path not in there or _oid(there[path]) not in (file.sha256, file.git)
+        ]
+        return other, [path for path in there if path not in self.sent and _loaded(path)]
+
+
+def _oid(file: RepoFile) -> str:
+    return file.lfs.sha256 if file.lfs else file.blob_id
+
+
+def _loaded(path: str) -> bool:
+    """Whether a file of a repository is part of a model: weights, configs, templates, results."""
+    ends = (".safetensors", ".bin", ".json", ".jinja", ".model")
+    folders = (".eval_results/", "additional_chat_templates/")
+    return path.startswith(folders) or ("/" not in path and path.endswith(ends))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _read(path: Path) -> Sent:
+    size = path.stat().st_size
+    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            sha256.update(part)
+            git.update(part)
+    return Sent(path, size, sha256.hexdigest(), git.hexdigest())
+
+
+# -- what goes wrong -----------------------------------------------------------------------------
+
+
+def _patiently(
+    once: Callable[[], Done],
+    repo: str,
+    say: Callable[[str], None] | None,
+    pauses: Sequence[float],
+    wait: Callable[[float], None],
+) -> Done:
+    """Try again while the hub is in trouble; every other error becomes a sentence."""
+    for pause in (*pauses, None):
+        try:
+            return once()
+        except ERRORS as error:
+            cause = error.__cause__ if isinstance(error, RuntimeError) else error
+            failure = cause if isinstance(cause, Exception) else error
+            if pause is None or not _temporary(failure):
+                raise _sentence(failure, repo) from None
+            pause = max(pause, _asked(failure))
+            if say:
+                say(f"{hub.reason(failure)[0]}; trying again in {pause:g} s")
+            wait(pause)
+    raise AssertionError("the last try returns or raises")
+
+
+def _temporary(error: Exception) -> bool:
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in TEMPORARY
+    lost = (httpx2.TransportError, ConnectionError, TimeoutError)
+    return isinstance(error, lost) and not isinstance(error, OfflineModeIsEnabled)
+
+
+def _asked(error: Exception) -> float:
+    """Seconds that the hub asks to wait."""
+    if not isinstance(error, HfHubHTTPError):
+        return 0.0
+    told = error.response.headers.get("Retry-After", "")
+    return float(told) if told.isdigit() else 0.0
+
+
+def _sentence(error: Exception, repo: str) -> StageFailed:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    words = hub.words(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return StageFailed(f"{repo}: this machine's disk is full: {error.strerror}. Make room.")
+    if status in FULL or (status == 403 and "storage" in words.lower()):
+        fact = f"the hub has no room for it: {words}"
+        return StageFailed(f"{repo}: {fact} Nothing of this push is to be seen there.")
+    if status == 403:
+        return StageFailed(f"{repo}: the hub says: {words} {WRITE}")
+    fact, remedy = hub.reason(error)
+    again = " Then push again: what the hub has is not sent twice." if _temporary(error) else ""
+    return StageFailed(f"{repo}: {fact}. {remedy}{again}")
+
+
+def _refused(repo: str, message: str) -> RecipeError:
+    return RecipeError([Problem(repo, "", message.removeprefix(f"{repo}: "))])
+
+
+@contextlib.contextmanager
+def _heard(say: Callable[[str], None]) -> Iterator[None]:
+    """What the client logs goes to `say`, without signed addresses and tokens."""
+
+    def hear(record: logging.LogRecord) -> bool:
+        say(credentials.hidden(record.getMessage()))
+        return False
+
+    handlers = logging.getLogger("huggingface_hub").handlers
+    for handler in handlers:
+        handler.addFilter(hear)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(hear)
