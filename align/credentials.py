@@ -27,8 +27,11 @@ LOOKS: dict[str, str] = {
 }
 """What it is called, and its pattern, which begins where no word goes on."""
 
-PRIVATE_KEY = r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----"
-"""The first line of a private key; what follows is the key, up to a line like it with END."""
+PRIVATE_KEY = (
+    r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----[\s\S]*?"
+    r"(?:-----END (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----|\Z)"
+)
+"""A private key from its first line to its last."""
 
 USERINFO = r"(?<=://)[^\s/:@\"'<>]+:[^\s/@\"'<>]+(?=@[\w.-])"
 """User and password in an address."""
