@@ -213,7 +213,7 @@ class Hub:
         ours = account is not None and owner in (account.name, *account.organizations)
         if repository is None or (repository.private and not ours):
             raise Refused(404 if account else 401, "Repository not found", "RepoNotFound")
-        if repository.gated and not ours and "/resolve/" in asked.path:
+        if repository.gated and not ours and re.search("/resolve/|/auth-check", asked.path):
             message = f"Access to {name} is restricted. You must have access to it."
             raise Refused(403 if account else 401, message, "GatedRepo")
         if write and not (ours and account and account.role == "write"):

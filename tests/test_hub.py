@@ -1,0 +1,76 @@
+"""Names of the hub in a recipe: which commit they mean, and why there is none."""
+
+import pytest
+from hub_server import OTHER, Hub
+
+from align.hub import Kind, resolve
+
+LOGIN = "Log in (`hf auth login`), or set HF_TOKEN."
+
+
+def refusal(name: str, kind: Kind = "model", revision: str | None = None) -> str:
+    with pytest.raises(LookupError) as refused:
+        resolve(kind, name, revision)
+    message = str(refused.value)
+    start, end = "it is not in the local cache, and ", " Or name a copy on this machine"
+    assert message.startswith(start) and message.endswith(end)
+    return message.removeprefix(start).removesuffix(end)
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_a_name_means_the_commit_its_branch_or_tag_is_at(hub: Hub, kind: Kind) -> None:
+    repository = hub.create(f"{kind}s/me/it")
+    first = repository.at("main")
+    repository.refs["refs/tags/v1"] = first
+    second = hub.commit(repository, "refs/heads/main", "more", {"a": hub.keep(b"a")})
+    assert resolve(kind, "me/it", None) == resolve(kind, "me/it", "main") == second.sha
+    assert resolve(kind, "me/it", "v1") == resolve(kind, "me/it", first.sha) == first.sha
+
+
+def test_what_is_not_there_or_is_for_others_is_a_sentence(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.create("models/other/hidden", private=True)
+    nothing = f"the hub has none of that name, or only for others. Look at the name. {LOGIN}"
+    assert refusal("me/nothing") == refusal("other/hidden") == nothing
+    assert refusal("other/hidden", "dataset") == nothing
+    monkeypatch.delenv("HF_TOKEN")
+    assert refusal("me/nothing") == refusal("other/hidden") == nothing
+
+
+def test_a_revision_that_is_not_there_is_a_sentence(hub: Hub) -> None:
+    hub.create("datasets/me/rows")
+    assert refusal("me/rows", "dataset", "v9") == (
+        "the hub has no such revision of it. Its page shows its branches and tags."
+    )
+
+
+def test_a_gated_model_is_a_sentence_until_access_is_given(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = hub.create("models/me/gated", private=False)
+    repository.gated = True
+    assert resolve("model", "me/gated", None) == repository.at("main").sha
+    gated = f"it is gated. Ask its owners for access, on its page. {LOGIN}"
+    monkeypatch.setenv("HF_TOKEN", OTHER)
+    assert refusal("me/gated") == gated
+    monkeypatch.delenv("HF_TOKEN")
+    assert refusal("me/gated") == gated
+
+
+def test_a_wrong_token_and_a_hub_in_trouble_are_sentences(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.create("models/me/it")
+    hub.faults = {0: "503", 1: "drop"}
+    assert refusal("me/it") == "the hub is busy (status 503). Try again later."
+    assert refusal("me/it").startswith(f"{hub.url} cannot be reached: Server disconnected")
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "n0pe" * 9)
+    assert refusal("me/it") == f"the hub refuses the token of this machine. {LOGIN}"
+
+
+def test_staying_offline_asks_nobody(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(LookupError, match=r"says to stay offline \(HF_HUB_OFFLINE\)"):
+        resolve("model", "me/it", None)
+    assert not hub.log
