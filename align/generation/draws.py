@@ -212,14 +212,21 @@ Yields (place of a row, its answers) as they are ready.
 """
 
 
-def answers(ask: Ask, draws: list[Draw], rows: list[Row], out: Shard) -> dict[str, list[Row]]:
-    """The answers to a shard's rows by their ids, draw after draw; counted."""
+def answers(
+    ask: Ask, draws: list[Draw], rows: list[Row], out: Shard, step: tuple[int, int] = (0, 1)
+) -> dict[str, list[Row]]:
+    """The answers to a shard's rows by their ids, draw after draw; counted.
+
+    `step`: which of how many such calls for the shard this is, where one hangs on another.
+    """
     found: dict[str, list[Row]] = {row["id"]: [] for row in rows}
     total = sum(len(row["draws"]) for row in rows)
-    done = tokens = before = first = 0
+    done = before = first = 0
+    tokens = out.counts.get("tokens", {"n": 0})["n"]
 
     def progress(more: int) -> None:
-        out.progress(done, total, "prompts", tokens=before + more)
+        at, steps = step
+        out.progress(at * total + done, steps * total, "prompts", tokens=before + more)
 
     for number, draw in enumerate(draws):
         asked = [row for row in rows if number in row["draws"]]

@@ -179,6 +179,18 @@ def cut(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
         yield shard
 
 
+def settle(out: Out, rows: Iterable[Row]) -> int:
+    """Write `data/rows.jsonl` from the shards, and remove them; returns the number of rows.
+
+    For a stage that makes of a planned row several rows, or none. `rows` reads what was made.
+    """
+    parts = list((out.path / "data").glob("shard-*.jsonl"))
+    n = out.write_rows(rows)
+    for part in parts:
+        part.unlink()
+    return n
+
+
 def _plan(path: Path, shards: Iterable[list[Row]]) -> list[int]:
     """Write what every shard is made from, and remove what belongs to none; rows per shard."""
     sizes = []

@@ -20,6 +20,13 @@ MOST = 1024
 AGAIN = "That is not the JSON object that was asked for. Reply with it and nothing else."
 
 
+class JudgeServer(Server):
+    """A server whose model judges."""
+
+    model: str
+    """The name the judge is served under."""
+
+
 @dataclass(frozen=True)
 class Form:
     """What a verdict looks like: a JSON object with a `reason` and this key."""
