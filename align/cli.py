@@ -271,6 +271,50 @@ def chat(arguments: list[str]) -> int:
     return 0
 
 
+def push(arguments: list[str]) -> int:
+    """Push a model to the hub, with a card that says how it came to be.
+
+    MODEL is a stage's directory, the path of a model or an adapter, or a recipe: then the last
+    model that it made. The adapter is pushed, on a base that everyone can load, or all weights;
+    with it tokenizer, chat template, and a card from the store: base, stages with their settings,
+    data with hashes, scores with intervals, costs, limits. Everything is checked before the first
+    byte leaves; a model that failed a gate is refused. Each push has a tag. The token is that of
+    `hf auth login`, or HF_TOKEN.
+
+    examples:
+      align push runs/mine/dpo me/my-adapter --dry-run
+      align push runs/mine/dpo me/my-adapter
+      align push mine me/my-adapter --with-base me/my-base
+      align push runs/mine/dpo me/my-model --merged --public --license apache-2.0
+      align push runs/mine/dpo team/shared --pull-request
+    """
+    parser = parser_of(push)
+    parser.add_argument("model", metavar="MODEL", help="a stage's directory, a path, or a recipe")
+    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME; made where there is none")
+    for flag, text in (
+        ("--merged", "fold the adapter into its base, and push all weights"),
+        ("--pull-request", "propose it to a repository of others"),
+        ("--public", "a repository that is made is private unless this is said"),
+        ("--dry-run", "make the folder and the card, and send nothing"),
+        ("--even-failed", "push a model that failed a gate; its card says so first"),
+    ):
+        parser.add_argument(flag, action="store_true", help=text)
+    for flag, name, text in (
+        ("--with-base", "REPO", "push the base, which is on this machine alone, here before it"),
+        ("--branch", "NAME", "instead of main"),
+        ("--tag", "NAME", "of this push (default: recipe, stage, and a hash of the card)"),
+        ("--license", "ID", "of the model, as the hub has it (default: its base's)"),
+    ):
+        parser.add_argument(flag, metavar=name, help=text)
+    add_store(parser)
+    asked = vars(parser.parse_args(arguments))
+    from align.publishing import push as publishing
+
+    word, repo, runs = (asked.pop(key) for key in ("model", "repo", "store"))
+    publishing.push(word, repo, publishing.Wish(**asked), runs, partial(print, flush=True))
+    return 0
+
+
 def new(arguments: list[str]) -> int:
     """Copy a shipped recipe into a folder of your own, to start from.
 
@@ -352,6 +396,7 @@ COMMANDS: tuple[Callable[[list[str]], int], ...] = (
     report,
     view,
     chat,
+    push,
     new,
     clean,
     schema,

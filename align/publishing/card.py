@@ -1,0 +1,178 @@
+"""The model card: README.md, written from what the store knows of a model.
+
+It has facts only: what is not known is said to be unknown. Settings and texts are without this
+machine's paths (plain.py), and what is pushed is searched for secrets after it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from align.artifacts import Model, RewardModel, read_json
+from align.publishing import evidence, lineage, provenance, usage
+from align.publishing.folder import CONFIG
+from align.publishing.lineage import Lineage, Step
+from align.publishing.markdown import code, plain
+from align.publishing.places import Place
+from align.publishing.plain import name as shown
+from align.reporting.wording import interval, main_metrics, than, verdict
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a card is about."""
+
+    model: Model
+    name: str
+    repo: str
+    base: Place | None
+    """What an adapter is for, or full weights were made from; None: from nothing, or not known."""
+
+    folder: Path
+    """What is pushed."""
+
+    lineage: Lineage
+    measured: Entry
+    """See results.measured."""
+
+    merged: bool = False
+    """Whether an adapter was folded in for this push."""
+
+    license: str | None = None
+    notes: tuple[str, ...] = ()
+    """Sentences for the first lines: a gate that failed, a base that not everyone may load."""
+
+    @property
+    def adapter(self) -> Entry | None:
+        """The configuration of the adapter that is pushed, if it is one."""
+        file = self.folder / CONFIG
+        return read_json(file) if file.is_file() else None
+
+    @property
+    def reward(self) -> bool:
+        """Whether it scores dialogs instead of writing."""
+        return isinstance(self.model, RewardModel)
+
+
+def write(about: Subject) -> Path:
+    """Write `README.md` into the folder that is pushed; its path."""
+    file = about.folder / "README.md"
+    body = "\n\n".join(part for part in _parts(about) if part)
+    card = ModelCard(f"---\n{metadata(about).to_yaml()}\n---\n\n{body}\n")
+    file.write_text(str(card), encoding="utf-8")
+    return file
+
+
+def metadata(about: Subject) -> ModelCardData:
+    """The card's head, which the hub reads."""
+    adapter = about.adapter is not None
+    hub = dict.fromkeys(one.name for one in lineage.data(about.lineage) if one.hub)
+    return ModelCardData(
+        base_model=about.base.repo if about.base else None,
+        base_model_relation=("adapter" if adapter else "finetune") if about.base else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-classification" if about.reward else "text-generation",
+        license=about.license,
+        datasets=[*hub] or None,
+        tags=list(
+            dict.fromkeys(
+                [
+                    "align-recipes",
+                    *(["lora"] if adapter else []),
+                    *(["reward-model"] if about.reward else []),
+                    *(step.kind for step in about.lineage.line),
+                ]
+            )
+        ),
+    )
+
+
+def _parts(about: Subject) -> Iterator[str]:
+    yield f"# {about.repo.partition('/')[2]}"
+    yield "\n>\n".join(f"> **{plain(note)}**" for note in about.notes)
+    yield f"{_what(about)} {_chain(about)} {_result(about)}"
+    yield f"## Use\n\n{usage.section(about)}"
+    yield f"## Evaluation\n\n{evidence.section(about)}"
+    yield f"## How it was made\n\n{provenance.section(about)}"
+    yield f"## Licence\n\n{_license(about)}"
+    yield f"## Limits\n\n{evidence.limits(about)}"
+
+
+def _what(about: Subject) -> str:
+    config = about.adapter
+    what = "A reward model: it scores a whole dialog" if about.reward else "A language model"
+    if config is not None:
+        what += f", as a LoRA adapter of rank {config['r']}"
+    if about.base is None:
+        known = about.lineage.steps
+        origin = "made from nothing" if known else "whose origin is not known"
+        return f"{what}, with all its weights, {origin}."
+    at = f" at commit {code(about.base.commit)}" if about.base.commit else ""
+    whole = "" if config is not None else ", with all its weights, made from"
+    return f"{what}{whole}{' for' if config is not None else ''} {code(about.base.repo)}{at}."
+
+
+def _chain(about: Subject) -> str:
+    """The steps of the model in words, with what each learnt from."""
+    line = about.lineage.line
+    if not line:
+        return "How it was made is not known here: no stage of the store made it."
+    steps = " → ".join(_step(step) for step in line)
+    folded = " → folded into the base" if about.merged else ""
+    recipe = code(line[-1].record["recipe"])
+    return f"It was made with [align-recipes]({HOME}), recipe {recipe}: {steps}{folded}."
+
+
+HOME = "https://pypi.org/project/align-recipes/"
+
+
+def _step(step: Step) -> str:
+    asked = step.record["settings"]
+    sources = asked.get("data") or asked.get("text") or []
+    sources = sources if isinstance(sources, list) else [sources]
+    on = ", ".join(_source(source) for source in sources)
+    kind = "" if step.kind == step.name else f" ({step.kind})"
+    return f"{code(step.name)}{kind}{f' on {on}' if on else ''}"
+
+
+def _source(source: Entry) -> str:
+    inner = source.get("stage") or source
+    if "artifact" in inner:
+        return f"what {code(inner.get('name') or inner['artifact'])} made"
+    return code(shown(str(source["data_files"] if source.get("data_files") else source["path"])))
+
+
+def _result(about: Subject) -> str:
+    """The first task, and how the model stands beside the one before it."""
+    report = about.measured
+    metrics = main_metrics(report)
+    mine = [one for one in report["scores"] if one["model"] == about.name]
+    first = next((one for one in mine if one["metric"] == metrics[one["task"]]), None)
+    if first is None:
+        return "Nothing was measured."
+    at = (first["task"], first["metric"])
+    said = f"On {plain(first['task'])} ({plain(first['metric'])}, {first['n']:,} items) it reaches "
+    said += f"{interval(first, 'mean')}"
+    beside = [one for one in report["comparisons"] if (one["task"], one["metric"]) == at]
+    compared = [
+        f"{verdict(one)} {than(one)} {code(one['against'])} ({one['role']}) by "
+        f"{interval(one, 'delta', sign='+')}"
+        for one in beside
+    ]
+    return f"{said}{': ' if compared else ''}{', '.join(compared)}."
+
+
+def _license(about: Subject) -> str:
+    origin = f"That of the base, {code(about.base.repo)}," if about.base else "That of the data"
+    if about.license is None:
+        return (
+            f"No licence is stated for this model. {origin} is to be looked at before it is used."
+        )
+    return f"{code(about.license)}. Data sets have licences of their own."

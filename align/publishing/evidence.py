@@ -1,0 +1,147 @@
+"""A card's sections on what was measured, and on what was not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from align.publishing.markdown import code, folded, plain, table
+from align.publishing.results import tasks
+from align.reporting import scores
+from align.reporting.subsets import Compared
+from align.reporting.wording import (
+    gate_sentence,
+    interval,
+    is_subset,
+    main_metrics,
+    p_value,
+    than,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    from align.publishing.card import Subject
+
+Entry = dict[str, Any]
+
+NONE = "–"
+
+
+def section(about: Subject) -> str:
+    """Scores with intervals, paired differences, gates."""
+    report = about.measured
+    if not report["scores"]:
+        return "It was not evaluated: nothing here says that it is better than what it came from."
+    return "\n\n".join(_parts(report, about.name))
+
+
+def limits(about: Subject) -> str:
+    """What the numbers do not say."""
+    return "\n".join(f"* {said}" for said in _limits(about))
+
+
+def _parts(report: Entry, name: str) -> Iterator[str]:
+    yield "Means with 95 % intervals, on the same items for all models."
+    yield _scores(report, name)
+    whole, _ = scores.compared(report)
+    if whole:
+        yield (
+            "Differences item by item, with paired 95 % intervals; p is adjusted over these (Holm)."
+        )
+        yield _differences(whole)
+    if report["gates"]:
+        said = "\n".join(f"* {plain(gate_sentence(gate))}" for gate in report["gates"])
+        yield f"Gates, which the recipe set before the evaluation:\n\n{said}"
+    yield from _others(report, name)
+
+
+def _scores(report: Entry, name: str) -> str:
+    metrics = main_metrics(report)
+    models = list(dict.fromkeys(one["model"] for one in report["scores"]))
+    models = [*(model for model in models if model != name), name]
+    cells = {(one["task"], one["metric"], one["model"]): one for one in report["scores"]}
+    rows = []
+    for task in tasks(report):
+        scored = [cells.get((task, metrics[task], model)) for model in models]
+        counts = sorted({one["n"] for one in scored if one})
+        means = [interval(one, "mean") if one else NONE for one in scored]
+        items = "–".join(f"{n:,}" for n in {counts[0]: 0, counts[-1]: 0})
+        rows.append([plain(task), plain(metrics[task]), items, *means])
+    heads = ["task", "metric", "items", *(code(model) for model in models[:-1]), f"**{name}**"]
+    return table(heads, rows, range(2, len(heads)))
+
+
+def _differences(whole: Compared) -> str:
+    rows = [
+        [
+            f"{verdict(one)} {than(one)} {code(one['against'])}",
+            ROLES.get(one["role"], ""),
+            plain(one["task"]),
+            f"{one['n']:,}",
+            interval(one, "delta", sign="+"),
+            p_value(p),
+        ]
+        for one, p in whole
+    ]
+    heads = ["this model is", "which is", "task", "items", "difference", "p"]
+    return table(heads, rows, (3, 4, 5))
+
+
+ROLES = {"step": "the step before", "control": "its control"}
+
+
+def _others(report: Entry, name: str) -> Iterator[str]:
+    """Other metrics and subsets of the model itself, folded."""
+    metrics = main_metrics(report)
+    rows = [
+        [plain(one["task"]), plain(one["metric"]), f"{one['n']:,}", interval(one, "mean")]
+        for one in report["scores"]
+        if one["model"] == name
+        and (one["metric"] != metrics[one["task"]] or is_subset(one["task"], metrics))
+    ]
+    if rows:
+        found = table(["task", "metric", "items", "mean"], rows, (2, 3))
+        yield folded(f"Other metrics and subsets ({len(rows):,})", found)
+
+
+def _limits(about: Subject) -> Iterator[str]:
+    report = about.measured
+    asked = ", ".join(plain(task) for task in tasks(report))
+    if asked:
+        yield f"Measured was: {asked}. Of anything else, safety included, nothing is known here."
+        yield (
+            "Intervals say how sure the scores of this checkpoint are. Training again with another "
+            "seed makes another one."
+        )
+        roles = {one["role"] for one in report["comparisons"]}
+        if "control" not in roles:
+            yield "No control was evaluated: some of a gain may come of more training alone."
+    else:
+        yield "Nothing was measured, safety included."
+    yield from _overlap(report)
+    cut = [task for task in report["tasks"] if task["settings"].get("rows")]
+    if cut:
+        yield f"Only a part of the items was asked: {', '.join(plain(t['task']) for t in cut)}."
+    if about.lineage.gone:
+        keys = ", ".join(map(code, about.lineage.gone))
+        yield f"Parts of its history are no longer in the store it was pushed from: {keys}."
+    if not about.lineage.steps:
+        yield "Data, settings and seeds of its training are not known here."
+
+
+def _overlap(report: Entry) -> Iterator[str]:
+    """What stands in the training data of what was asked."""
+    clean = []
+    for one in report["overlap"]:
+        both = one["exact"] + one["partial"]
+        if one["found"] and both:
+            yield (
+                f"{both:,} of {one['items']:,} items of {plain(one['task'])} stand in the training "
+                f"data, {one['exact']:,} of them word for word: its score says less."
+            )
+        else:
+            clean.append(plain(one["task"]))
+        for name in one.get("not_read", ()):
+            yield f"Of {code(name)} it is not known whether tasks stand in it."
+    if clean:
+        yield f"No item stands in the training data that was read: {', '.join(clean)}."

@@ -1,0 +1,178 @@
+"""How a model came to be, as far as its store knows: stages, data, the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from align import recipe, records, shelf, store
+from align.artifacts import read_json
+from align.data import Source
+from align.errors import RecipeError, StageFailed
+from align.publishing import plain
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage that was run on the way to a model."""
+
+    path: Path
+    record: Entry
+    """`stage.json`: what was asked."""
+
+    about: Entry
+    """`artifact.json`: what came of it."""
+
+    @property
+    def name(self) -> str:
+        """What its recipe calls it."""
+        return str(self.record["name"])
+
+    @property
+    def kind(self) -> str:
+        """`sft`, `dpo` …"""
+        return str(self.record["kind"])
+
+    @property
+    def parent(self) -> str | None:
+        """The key of the model it trained, merged, or averaged first."""
+        asked = self.record["settings"]
+        model = asked.get("model") or next(iter(asked.get("models") or ()), None)
+        return model.get("artifact") if isinstance(model, dict) else None
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Every stage before a model, each after what it consumed, the model's own last."""
+
+    steps: tuple[Step, ...]
+    gone: tuple[str, ...]
+    """Keys of artifacts that are no longer in the store."""
+
+    @property
+    def line(self) -> list[Step]:
+        """The models on the way, the first one first: each was made from the one before."""
+        known = {step.path.name: step for step in self.steps}
+        found = list(self.steps[-1:])
+        while found and (before := known.get(found[-1].parent or "")):
+            found.append(before)
+        return found[::-1]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data from outside the store that a stage read."""
+
+    stage: str
+    name: str
+    """A hub id, or the file's name."""
+
+    part: str
+    """Configuration and split."""
+
+    version: str
+    """The hub's commit, or the sha256 of the file; in words where it is not known."""
+
+    hub: bool
+
+
+def of(path: Path) -> Lineage:
+    """The lineage of an artifact; without steps where no stage made it."""
+    steps: dict[str, Step] = {}
+    gone: dict[str, None] = {}
+
+    def visit(at: Path) -> None:
+        if at.name in steps or at.name in gone:
+            return
+        if not (at / store.MANIFEST).is_file():
+            gone[at.name] = None
+            return
+        record = read_json(at / "stage.json")
+        for key in record["inputs"]:
+            visit(at.parent / key)
+        steps[at.name] = Step(at, record, store.manifest(at))
+
+    if (path / store.MANIFEST).is_file():
+        visit(path)
+    return Lineage(tuple(steps.values()), tuple(gone))
+
+
+def data(lineage: Lineage) -> list[Data]:
+    """The data that the stages read, each once for a stage."""
+    return [one for step in lineage.steps for one in _data(step)]
+
+
+def text(step: Step) -> tuple[str, list[str]] | None:
+    """The recipe's text and the overrides it was run with.
+
+    None where the file is not here any more, or no longer makes this artifact.
+    """
+    asked = step.record
+    for word in (asked["recipe"], f"{asked['recipe']}.yaml", step.path.parent / asked["recipe"]):
+        try:
+            path = shelf.recipe(word)
+            plan = recipe.read(path, asked.get("overrides", ()), step.path.parent)
+        except RecipeError:
+            continue
+        made = plan.stages.get(step.name)
+        if made is not None and made.artifact.key == step.path.name:
+            return plain.text(path.read_text(encoding="utf-8-sig")), list(plan.overrides)
+    return None
+
+
+def _data(step: Step) -> Iterator[Data]:
+    same = _unchanged(step)
+    for source in _sources(step.record["settings"]):
+        part = " ".join(source[key] for key in ("name", "split") if source.get(key))
+        files = _files(source)
+        if files is None:
+            revision = source.get("revision")
+            version = f"revision `{revision}`" if revision else "revision not known"
+            yield Data(step.name, source["path"], part, version, hub=True)
+            continue
+        contents = records.Contents(step.path.parent)
+        for file in files:
+            known = same and file.exists()
+            version = f"sha256 `{contents.of(file)}`" if known else "changed or gone since"
+            yield Data(step.name, file.name, part, version, hub=False)
+
+
+def _sources(value: Any) -> Iterator[Entry]:
+    """Data from outside that settings name."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _sources(each)
+    elif isinstance(value, dict) and {"split", "columns"} <= value.keys():
+        if value.get("path"):
+            yield value
+    elif isinstance(value, dict):
+        yield from _sources(list(value.values()))
+
+
+def _files(source: Entry) -> list[Path] | None:
+    """The local files of a source; None for the hub's."""
+    if source.get("data_files"):
+        try:
+            found = records.data_files(Source.model_validate(source))
+        except (FileNotFoundError, ValidationError):
+            found = []
+        return found or [Path(str(source["data_files"]))]
+    path = str(source["path"])
+    return None if path.count("/") == 1 and not records.is_path(path) else [Path(path)]
+
+
+def _unchanged(step: Step) -> bool:
+    """Whether all that the stage was made from is as it was: it would have the same key now."""
+    asked, root = step.record, step.path.parent
+    try:
+        stage = records.restore(asked, root)
+        key = records.key(stage, asked["kind"], asked["attempt"], records.Contents(root))
+    except (StageFailed, RecipeError, OSError, ValidationError):
+        return False
+    return bool(key == asked["key"])

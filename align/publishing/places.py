@@ -1,0 +1,83 @@
+"""Where everyone finds a model: its id on the hub and its commit, and what was pushed from here."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align import hub, records, store
+from align.artifacts import Model, read_json
+from align.spec import Base
+
+PUSHES = ".pushes"
+"""Beside the artifacts: `<key>.json`, what was pushed; `<key>/`, a folder on its way."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model on the hub."""
+
+    repo: str
+    commit: str | None
+    """None: that of a push which is still to come."""
+
+
+def of(base: Base, runs: Path) -> Place | None:
+    """Where a base lies for everyone; None: on this machine alone.
+
+    A directory of the hub's cache is what it was downloaded as; a model that was pushed from here
+    is what it was pushed as.
+
+    Raises:
+        LookupError: it is a hub id, and its commit is not known here.
+    """
+    path = Path(base.path)
+    if not path.is_dir():
+        return Place(base.path, hub.resolve("model", base.path, base.revision))
+    return _cached(path.resolve()) or _pushed(path, runs)
+
+
+def key(model: Model, runs: Path) -> str:
+    """What a model is called beside the artifacts: its key; of others a name by their content."""
+    if (model.path / store.MANIFEST).is_file():
+        return model.path.name
+    contents = records.Contents(runs)
+    digest = contents.of(model.path)
+    contents.save()
+    return f"{model.path.name}-{digest[:12]}"
+
+
+def remember(runs: Path, key: str, **pushed: Any) -> None:
+    """Add a push to `runs/.pushes/<key>.json`: `repo`, `commit`, `whole` (all weights) …"""
+    file = runs / PUSHES / f"{key}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    store.write_json(file, {"pushes": [*pushes(runs, key), {**pushed, "pushed_at": now}]})
+
+
+def pushes(runs: Path, key: str) -> list[dict[str, Any]]:
+    """What was pushed of a model, the first push first."""
+    file = runs / PUSHES / f"{key}.json"
+    found: list[dict[str, Any]] = read_json(file)["pushes"] if file.is_file() else []
+    return found
+
+
+def _cached(path: Path) -> Place | None:
+    """What `…/models--owner--name/snapshots/<commit>` was downloaded as."""
+    kind, *words = path.parent.parent.name.split("--")
+    commit = re.fullmatch(r"[0-9a-f]{40}", path.name)
+    if not commit or path.parent.name != "snapshots" or kind != "models" or not words:
+        return None
+    return Place("/".join(words), path.name)
+
+
+def _pushed(path: Path, runs: Path) -> Place | None:
+    """Where the directory's weights were pushed to, last."""
+    made = (path.parent / store.MANIFEST).is_file()
+    model = Model(path.parent if made else path)
+    root = path.parent.parent if made else runs
+    found = [one for one in pushes(root, key(model, root)) if one["whole"]]
+    return Place(found[-1]["repo"], found[-1]["commit"]) if found else None

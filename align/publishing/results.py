@@ -1,0 +1,180 @@
+"""What is measured of a model: for its card, and in the hub's own format."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+from align import gates, stats, store
+from align.artifacts import read_json
+from align.gates import HELD_OUT
+from align.publishing.markdown import yaml
+from align.reporting.wording import is_subset, main_metrics
+
+Entry = dict[str, Any]
+
+FOLDER = ".eval_results"
+"""Where the hub looks for results."""
+
+
+def measured(
+    path: Path, name: str, root: Path, line: Collection[str] = (), merged: Path | None = None
+) -> Entry:
+    """What the store's reports say of a model, as one report.
+
+    `scores` of it and of the models it was compared with, `comparisons` of it, `tasks` and
+    `overlap`; `gates` about it, from `gates.verdicts`. A task that several evaluations asked in the
+    same way is told from the latest.
+
+    Args:
+        path: the model's directory.
+        name: what the model is called.
+        root: the store that is searched.
+        line: the models it was made from, by key or hub id: their scores are told beside it.
+        merged: the model that was folded into this one: what was measured of it counts, too.
+    """
+    found: Entry = {key: [] for key in ("scores", "comparisons", "tasks", "overlap", "gates")}
+    ours = {path, merged} - {None}
+    for file in sorted(root.glob("*/report.json"), key=_made_at, reverse=True):
+        if (file.parent / store.MANIFEST).is_file():
+            _add(found, read_json(file), _made_at(file), _Subject(name, root.resolve(), ours, line))
+    for one in sorted(filter(None, ours), reverse=True):
+        said = gates.verdicts(root, one.name)
+        found["gates"] += [gate for entry in said for gate in entry["gates"]]
+        found["scores"] += _held_out(one, name)
+    once = {(one["model"], one["task"], one["metric"]): one for one in found["scores"][::-1]}
+    found["scores"] = list(once.values())[::-1]
+    return found
+
+
+def write(report: Entry, name: str, folder: Path) -> list[Path]:
+    """Write the main numbers on data sets of the hub as `.eval_results/<task>.yaml`.
+
+    Only where the items came from the hub itself: a local copy may hold anything.
+    """
+    metrics = main_metrics(report)
+    written = []
+    for task in report["tasks"]:
+        source = task["settings"].get("data")
+        source = source[0] if isinstance(source, list) and len(source) == 1 else source
+        hub = isinstance(source, dict) and str(source.get("path")).count("/") == 1
+        score = _score(report, name, task["task"], metrics)
+        if not hub or score is None or Path(source["path"]).exists():
+            continue
+        (folder / FOLDER).mkdir(exist_ok=True)
+        file = folder / FOLDER / f"{task['task']}.yaml"
+        entries = eval_result_entries_to_yaml([_entry(task, source, score)])
+        file.write_text(yaml(entries), encoding="utf-8")
+        written.append(file)
+    return written
+
+
+def error(score: Entry) -> float:
+    """The standard error that an interval of 95 % stands for."""
+    return float((score["ci_high"] - score["ci_low"]) / (2 * stats.Z))
+
+
+def _made_at(file: Path) -> str:
+    manifest = file.with_name(store.MANIFEST)
+    return str(read_json(manifest).get("made_at", "")) if manifest.is_file() else ""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The model that is told of: its name, its store, its directories, what it was made from."""
+
+    name: str
+    root: Path
+    ours: set[Path | None]
+    line: Collection[str]
+
+
+def _add(found: Entry, report: Entry, made_at: str, about: _Subject) -> None:
+    """What one report says of the model, but for tasks that are known from a later one."""
+    keys = {
+        one["key"]
+        for one in report["scores"]
+        if {(about.root / one["key"]).resolve(), _at(one)} & about.ours
+    }
+    known = {_asked(task) for task in found["tasks"]}
+    new = [task for task in report.get("tasks", ()) if _asked(task) not in known]
+    tasks = {task["task"] for task in new}
+    if not keys or not tasks:
+        return
+
+    def renamed(entry: Entry) -> Entry:
+        return {**entry, "model": about.name} if entry["key"] in keys else entry
+
+    compared = [
+        renamed(one)
+        for one in report["comparisons"]
+        if one["key"] in keys and one["task"].partition("/")[0] in tasks
+    ]
+    beside = {one["against_key"] for one in compared} | keys | {*about.line}
+    found["comparisons"] += compared
+    found["scores"] += [
+        renamed(one)
+        for one in report["scores"]
+        if one["key"] in beside and one["task"].partition("/")[0] in tasks
+    ]
+    found["tasks"] += [{**task, "made_at": made_at} for task in new]
+    names = {one["model"] for one in report["scores"] if one["key"] in keys}
+    found["overlap"] += [
+        {**one, "found": bool(names & {*one["models"]})}
+        for one in report.get("overlap", ())
+        if one["task"] in tasks
+    ]
+
+
+def _at(score: Entry) -> Path:
+    """The directory of a model that was named by its path."""
+    return Path(score["key"]).expanduser().resolve()
+
+
+def _asked(task: Entry) -> str:
+    return str((task["task"], task["file"], task["n"], task["settings"]))
+
+
+def _held_out(path: Path, name: str) -> Iterator[Entry]:
+    """A reward model's accuracy on its own held-out pairs."""
+    file = path / "metrics.json"
+    metrics = read_json(file) if file.is_file() else {}
+    if "accuracy_low" in metrics:
+        low, high = metrics["accuracy_low"], metrics["accuracy_high"]
+        about = {"model": name, "key": path.name, "task": HELD_OUT, "metric": "accuracy"}
+        ends = {"mean": metrics["accuracy"], "ci_low": low, "ci_high": high}
+        yield {**about, "n": metrics["held_out"], **ends}
+
+
+def _score(report: Entry, name: str, task: str, metrics: dict[str, str]) -> Entry | None:
+    mine = (one for one in report["scores"] if one["model"] == name and one["task"] == task)
+    return next((one for one in mine if one["metric"] == metrics[task]), None)
+
+
+def _entry(task: Entry, source: Entry, score: Entry) -> EvalResultEntry:
+    """A number as the hub has it: shares in percent, as its benchmarks have them."""
+    share = 0 <= score["mean"] <= 1
+    scale = 100 if share else 1
+    notes = [f"{score['metric']}{' in %' if share else ''}", f"{score['n']:,} items"]
+    if score["ci_low"] is not None:
+        notes.append(f"standard error {scale * error(score):.2g}")
+    shots = task["settings"].get("shots")
+    notes += [f"{shots}-shot"] if shots is not None else []
+    return EvalResultEntry(
+        dataset_id=source["path"],
+        task_id=task["task"],
+        value=round(scale * score["mean"], 4),
+        dataset_revision=source.get("revision"),
+        date=task["made_at"][:10],
+        notes=", ".join(notes),
+    )
+
+
+def tasks(report: Entry) -> list[str]:
+    """The tasks that were asked, without their subsets."""
+    metrics = main_metrics(report)
+    return [task for task in metrics if not is_subset(task, metrics)]

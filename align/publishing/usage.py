@@ -1,0 +1,131 @@
+"""A card's section on use: how the model is loaded, and what belongs to it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from align.artifacts import read_json
+from align.models import describe
+from align.publishing.folder import GENERATION
+from align.publishing.markdown import code, fenced
+
+if TYPE_CHECKING:
+    from align.publishing.card import Subject
+
+TEMPLATE = "chat_template.jinja"
+
+
+def section(about: Subject) -> str:
+    """Code for transformers and PEFT, a command for vLLM, template and end tokens."""
+    return "\n\n".join(_parts(about))
+
+
+def _parts(about: Subject) -> Iterator[str]:
+    yield fenced("\n".join(_python(about)), "python")
+    yield from _vllm(about)
+    yield from _template(about)
+    if about.adapter and (how := describe(about.model).quantization):
+        settings = ", ".join(f"{key}={value!r}" for key, value in how.items())
+        yield (
+            "It was trained on the base in quantized weights: load the base with "
+            f"{code(f'quantization_config=BitsAndBytesConfig({settings})')} to have what was "
+            "trained; on unquantized weights it is slightly another model."
+        )
+
+
+def _python(about: Subject) -> Iterator[str]:
+    kind = "SequenceClassification" if about.reward else "CausalLM"
+    config = about.adapter
+    if config is not None:
+        yield "from peft import PeftModel"
+    more = "" if about.reward else ", GenerationConfig"
+    yield f"from transformers import AutoModelFor{kind}, AutoTokenizer{more}"
+    yield ""
+    yield f'tokenizer = AutoTokenizer.from_pretrained("{about.repo}")'
+    head = ", num_labels=1, pad_token_id=tokenizer.pad_token_id" if about.reward else ""
+    if config is None:
+        yield f'model = AutoModelFor{kind}.from_pretrained("{about.repo}", dtype="auto")'
+    else:
+        assert about.base is not None, "an adapter has a base"
+        at = f', revision="{about.base.commit}"' if about.base.commit else ""
+        yield f"base = AutoModelFor{kind}.from_pretrained("
+        yield f'    "{about.base.repo}"{at}, dtype="auto"{head}'
+        yield ")"
+        yield f'model = PeftModel.from_pretrained(base, "{about.repo}")'
+    yield ""
+    yield from _call(about)
+
+
+def _call(about: Subject) -> Iterator[str]:
+    templated = (about.folder / TEMPLATE).is_file()
+    if about.reward:
+        yield 'dialog = [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]'
+        yield "inputs = tokenizer.apply_chat_template("
+        yield '    dialog, return_tensors="pt", return_dict=True'
+        yield ")"
+        yield "score = model(**inputs).logits[0, 0]"
+        return
+    if templated:
+        yield 'dialog = [{"role": "user", "content": "…"}]'
+        yield "inputs = tokenizer.apply_chat_template("
+        yield '    dialog, add_generation_prompt=True, return_tensors="pt", return_dict=True'
+        yield ")"
+    else:
+        yield 'inputs = tokenizer("…", return_tensors="pt")'
+    yield f'ends = GenerationConfig.from_pretrained("{about.repo}").eos_token_id'
+    yield "ids = model.generate(**inputs, eos_token_id=ends, max_new_tokens=256)"
+    yield "print(tokenizer.decode(ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))"
+
+
+def _vllm(about: Subject) -> Iterator[str]:
+    if about.reward:
+        return
+    config, here = about.adapter, about.repo.partition("/")[2]
+    if config is None:
+        yield "With vLLM:"
+        yield fenced(f"vllm serve {about.repo}", "bash")
+        return
+    if lacks := _beyond_vllm(config):
+        yield f"vLLM serves no adapter with {lacks}: push it once more with `--merged`."
+        return
+    assert about.base is not None, "an adapter has a base"
+    at = f" --revision {about.base.commit}" if about.base.commit else ""
+    template = f" --chat-template {here}/{TEMPLATE}" if (about.folder / TEMPLATE).is_file() else ""
+    yield "With vLLM, which reads template and end tokens of the base unless told:"
+    lines = [
+        f"hf download {about.repo} --local-dir {here}",
+        f"vllm serve {about.base.repo}{at} \\",
+        f"  --enable-lora --max-lora-rank {_room(config)} --lora-modules {here}=./{here} \\",
+        f"  --generation-config ./{here}{template}",
+    ]
+    yield fenced("\n".join(lines), "bash")
+
+
+def _beyond_vllm(config: dict[str, Any]) -> str:
+    """What of an adapter vLLM does not know."""
+    found = ["weight-decomposed matrices (DoRA)"] if config.get("use_dora") else []
+    found += ["modules that are saved whole"] if config.get("modules_to_save") else []
+    found += ["biases"] if config.get("lora_bias") or config.get("bias") != "none" else []
+    return " and ".join(found)
+
+
+def _room(config: dict[str, Any]) -> int:
+    """The rank that vLLM has to make room for: powers of two from 8."""
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    return max(8, 1 << (int(rank) - 1).bit_length())
+
+
+def _template(about: Subject) -> Iterator[str]:
+    file = about.folder / TEMPLATE
+    if not file.is_file():
+        yield "It has no chat template: it goes on with plain text."
+        return
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    said = f"The chat template it was trained with is {code(TEMPLATE)} (sha256 {code(digest)})"
+    generation = about.folder / GENERATION
+    if generation.is_file():
+        ends = read_json(generation)["eos_token_id"]
+        said += f"; answers end at token {', '.join(map(str, ends))}"
+    yield f"{said}."
