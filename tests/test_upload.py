@@ -101,6 +101,17 @@ def test_a_tag_is_never_moved(hub: Hub, folder: Path) -> None:
     assert not hub.asked("PUT|/commit/")
 
 
+def test_a_tag_of_the_same_state_stays_where_it_is(hub: Hub, folder: Path) -> None:
+    first = push(folder, tag="v1")
+    better = folder / "notes" / "run.txt"
+    better.write_text("better\n")
+    push(folder, tag="v2")
+    better.write_text("fine\n")
+    third = push(folder, tag="v1")
+    assert hub.repositories["models/me/tiny"].at("v1").sha == first.commit != third.commit
+    assert hub.files(REPO) == contents(folder)
+
+
 def test_a_pull_request_holds_the_folder_and_is_opened_once(hub: Hub, folder: Path) -> None:
     hub.create("models/other/tiny", private=False)
     hub.accounts[WRITE] = Account("me")

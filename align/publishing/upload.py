@@ -207,18 +207,18 @@ class _Target:
             self.api.create_branch(self.repo, branch=self.branch, exist_ok=True)
             heads[self.branch] = heads["main"]
         head = heads[self.branch]
-        tags = {ref.name: ref.target_commit for ref in refs.tags}
-        other, stale = self.differences(head)
-        if self.tag in tags and (tags[self.tag] != head or other or stale):
+        tagged = {ref.name: ref.target_commit for ref in refs.tags}.get(self.tag or "")
+        if tagged and any(self.differences(tagged)):
             fact = f'There is a tag "{self.tag}" already, of another state of this model.'
             raise StageFailed(f"{self.repo}: {fact} Choose another one.")
+        _, stale = self.differences(head)
         for path in stale:
             say(f"removing {path}, which would be loaded with what is pushed")
         made = self.commit(head, stale)
         if wrong := [path for paths in self.differences(made.commit) for path in paths]:
             fact = f"not what was sent: {', '.join(wrong[:3])}"
             raise StageFailed(f"{self.repo} at {made.commit[:7]}: {fact}. Push again.")
-        if self.tag and self.tag not in tags:
+        if self.tag and tagged is None:
             self.api.create_tag(self.repo, tag=self.tag, revision=made.commit)
         return made
 
