@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from collections.abc import Callable
 
+from align.curation import exact
 from align.curation.rules import Row, Said, rewritten, said
 
 ANSWERS = ("assistant", "text")
 """Roles whose texts are learnt from: answers, and documents. What was asked is the user's own."""
+
+_CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]*`)", re.DOTALL)
 
 
 def answers(said: list[Said]) -> list[str]:
@@ -23,7 +26,14 @@ def amended(row: Row, change: Callable[[str], str]) -> Row:
     return rewritten(row, lambda text: change(text) if next(roles) in ANSWERS else text)
 
 
-def number(row: Row) -> int:
-    """64 bits that follow from all that a row holds: what ties and draws go by, never its place."""
-    content = json.dumps(row, sort_keys=True, ensure_ascii=False)
-    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8])
+def beside_code(text: str, change: Callable[[str], str]) -> str:
+    """A text changed everywhere but in code."""
+    if "`" not in text:
+        return change(text)
+    parts = _CODE.split(text)
+    return "".join(part if i % 2 else change(part) for i, part in enumerate(parts))
+
+
+def tie(row: Row) -> int:
+    """64 bits that follow from all that a row holds: what draws and ties go by, never its place."""
+    return exact.number(json.dumps(row, sort_keys=True, ensure_ascii=False))
