@@ -1,239 +1,221 @@
-"""The normal forms of rows, and the columns of public data sets that are understood as such.
+"""Which form the rows of a source have, and what makes rows of the type a stage asks for of them.
 
-    Text           text
-    Prompts        prompt | messages, conversations (up to the last answer) | instruction (+ input)
-    Conversations  messages | conversations | prompt or instruction (+ input), and completion,
-                   response or output
-    Preferences    prompt or instruction (+ input), and chosen and rejected, or ranked
-                   | chosen and rejected that begin alike, whatever else there is
-                   | prompt, and chosen and rejected that are lists of texts (best of n)
-
-Answers and prompts are texts or dialogs (`role`, `content` or `from`, `value`). A text that begins
-with "\\n\\nHuman:" is a dialog, as in Anthropic's hh-rlhf.
+A form is recognised by the columns of the first row, or named (`format:`). docs/data.md shows a row
+of each.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from align.artifacts import Conversations, Preferences, Prompts, Rows, Text
 from align.errors import StageFailed
-from align.settings import Dialog
+from align.formats import answers, comparisons, feedback, scored, trees
+from align.formats.dialogs import HUMAN, Choice, Made, Unusable, renamed
+from align.options import nearest
 
 Row = dict[str, Any]
 
-ROLES = {
-    "human": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "function": "tool",
-    "function_response": "tool",
-    "observation": "tool",
+Numbered = Iterator[tuple[int, Row]]
+"""Rows with their numbers in the source."""
+
+Gathered = Iterator[tuple[int, Row | Exception]]
+"""Rows that were put together of several, and what is wrong with those that could not be."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way in which public data are written."""
+
+    columns: str
+    """What must be there, of "a|b" one: "prompt|instruction ranked"."""
+
+    makes: dict[type[Rows], Callable[[Row, Choice], Made]]
+    """What a row becomes, by the type that is asked for."""
+
+    also: Callable[[Row], bool] | None = None
+    """What the first row must be besides, where its columns alone do not tell."""
+
+    gather: dict[type[Rows], Callable[[Numbered], Gathered]] | None = None
+    """Puts rows together first, by the type that is asked for."""
+
+    def has_columns(self, row: Row) -> bool:
+        """Whether a row has what must be there."""
+        return all(any(n in row for n in either.split("|")) for either in self.columns.split())
+
+    def fits(self, row: Row) -> bool:
+        """Whether a row is recognised as one of this form."""
+        return self.has_columns(row) and (self.also is None or self.also(row))
+
+
+FORMS = {
+    "trees": Form(
+        "prompt|message_id",
+        {
+            Prompts: trees.prompts,
+            Conversations: trees.conversations,
+            Preferences: trees.preferences,
+        },
+        also=trees.is_tree,
+        gather={Prompts: trees.gather, Conversations: trees.gather, Preferences: trees.gather},
+    ),
+    "text": Form("text", {Text: answers.text}),
+    "prompts": Form("prompt", {Prompts: answers.prompt}),
+    "messages": Form(
+        "messages|conversations",
+        {Prompts: answers.prompt_of_conversation, Conversations: answers.conversation},
+    ),
+    "human_assistant": Form(
+        "text",
+        {Prompts: answers.prompt_of_conversation, Conversations: answers.conversation},
+        also=lambda row: str(row["text"]).startswith(HUMAN),
+    ),
+    "feedback": Form(
+        "prompt|instruction completion|response|output label",
+        {Conversations: answers.good_answer, Preferences: comparisons.pair},
+        also=feedback.is_feedback,
+        gather={Preferences: feedback.gather},
+    ),
+    "answers": Form(
+        "prompt|instruction completion|response|output",
+        {Conversations: answers.question_and_answer},
+    ),
+    "ranked": Form(
+        "prompt|instruction ranked",
+        {Conversations: comparisons.best_of_ranking, Preferences: comparisons.ranking},
+    ),
+    "scored": Form(
+        "prompt|instruction completions|responses|generations",
+        {Conversations: scored.best_of_n, Preferences: scored.ranking_by_score},
+        also=scored.is_scored,
+    ),
+    "two_responses": Form(
+        "prompt|context response_1|response1 response_2|response2 "
+        "preference_strength|overall_preference",
+        {
+            Prompts: answers.prompt,
+            Conversations: comparisons.best_of_two,
+            Preferences: comparisons.better_of_two,
+        },
+    ),
+    "pairs": Form(
+        "chosen rejected",
+        {
+            Prompts: comparisons.prompt_of_pair,
+            Conversations: comparisons.best_of_pair,
+            Preferences: comparisons.pair,
+        },
+    ),
+    "instructions": Form("instruction", {Prompts: answers.prompt}),
 }
-"""Names of roles in public data, in the words of chat templates."""
+"""By the name that `format:` says, in the order in which they are tried."""
+
+_PLAIN: dict[type[Rows], tuple[str, ...]] = {
+    Text: ("text",),
+    Prompts: ("prompt",),
+    Conversations: ("prompt", "completion"),
+    Preferences: ("prompt", "chosen", "rejected"),
+}
+"""The columns to make of others, for a remedy."""
 
 
-class Unusable(Exception):
-    """A row that is dropped; the message is its name in the counts."""
+@dataclass(frozen=True)
+class Found:
+    """What a source's rows are."""
+
+    name: str
+    """Of the form."""
+
+    words: str
+    """For the person who watches."""
+
+    make: Callable[[Row, Choice], Made]
+    gather: Callable[[Numbered], Gathered] | None
 
 
-def recognise(first: Row, kind: type[Rows], name: str) -> tuple[str, Callable[[Row], Row]]:
-    """What a source's first row is, in words, and the function that makes rows of `kind` of it.
+def recognise(first: Row, kind: type[Rows], name: str, format: str | None = None) -> Found:
+    """What the rows of a source are, by its first one, or as `format` says.
+
+    Args:
+        first: the row.
+        kind: the type that a stage asks for.
+        name: of the source, for messages.
+        format: the name of a form; None: the first that fits.
 
     Raises:
-        StageFailed: its columns are none of the known ones.
+        StageFailed: its columns are none of the known ones, or not those of `format`, or that
+            cannot become what is asked for.
     """
-    for known, forms in _FORMS.items():
-        for columns, normal in forms.items() if issubclass(kind, known) else ():
-            if all(any(name in first for name in either.split("|")) for either in columns.split()):
-                found = [name for name in first if name in _UNDERSTOOD]
-                return f"{kind.__name__.lower()} from {', '.join(found)}", normal
-    wanted = next(forms for known, forms in _FORMS.items() if issubclass(kind, known))
-    ways = "; or ".join(way.replace(" ", " and ").replace("|", " or ") for way in wanted)
-    raise StageFailed(
-        f"{name} has the columns {', '.join(first)}, which are not {kind.__name__.lower()}: that "
-        f"takes {ways}. Make them with `columns:`, as in columns: "
-        f'{{{next(iter(wanted)).split("|")[0].split()[0]}: "{{{next(iter(first), "text")}}}"}}.'
-    )
-
-
-def dialog(value: Any, role: str) -> Dialog:
-    """A dialog from a list of messages or a text, which `role` says.
-
-    Raises:
-        ValueError, TypeError, KeyError: it is neither.
-    """
-    if isinstance(value, str):
-        if value.startswith("\n\nHuman:"):
-            parts = re.split(r"\n\n(Human|Assistant):", value)[1:]
-            said = zip(parts[::2], parts[1::2], strict=True)
-            return [
-                {"role": ROLES.get(who.lower(), "assistant"), "content": text.strip()}
-                for who, text in said
-            ]
-        return [{"role": role, "content": value}]
-    if not isinstance(value, list):
-        raise TypeError(f"a {type(value).__name__} is neither a text nor a list of messages")
-    return [_message(message) for message in value]
-
-
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    role = message["from"] if "from" in message else message["role"]
-    content = message["value"] if "from" in message else message.get("content")
-    if not isinstance(role, str) or not isinstance(content, (str, list, type(None))):
-        raise TypeError(f"a message has the role {role!r} and the content {content!r}")
-    rest = {
-        key: value
-        for key, value in message.items()
-        if key not in ("role", "content", "from", "value") and value is not None
-    }
-    if content is None and not rest:
-        raise TypeError(f"a message of {role} says nothing")
-    return {"role": ROLES.get(role, role), "content": content, **rest}
-
-
-def _text(row: Row) -> Row:
-    if not isinstance(row["text"], str):
-        raise TypeError(f'"text" is {row["text"]!r}')
-    if not row["text"].strip():
-        raise Unusable("empty")
-    return {"text": row["text"]}
-
-
-def _asked(row: Row) -> Dialog:
-    """The prompt of a row."""
-    if "prompt" in row:
-        return dialog(row["prompt"], "user")
-    text = str(row["instruction"])
-    more = str(row.get("input") or "")
-    return dialog(f"{text}\n\n{more}" if more.strip() else text, "user")
-
-
-def _tools(row: Row) -> Row:
-    """What stays with a row besides its messages: `tools`, and `subset`, which tasks report by."""
-    return {key: row[key] for key in ("tools", "subset") if row.get(key)}
-
-
-def _spoken(row: Row) -> Dialog:
-    return dialog(row["messages"] if "messages" in row else row["conversations"], "user")
-
-
-def _conversation(row: Row) -> Row:
-    return _answered({"messages": _spoken(row), **_tools(row)})
-
-
-def _question_and_answer(row: Row) -> Row:
-    answer = next(row[key] for key in ("completion", "response", "output") if key in row)
-    return _answered({"messages": _asked(row) + dialog(answer, "assistant"), **_tools(row)})
-
-
-def _answered(row: Row) -> Row:
-    answers = [message for message in row["messages"] if message["role"] == "assistant"]
-    if not any(message["content"] or message.get("tool_calls") for message in answers):
-        raise Unusable("no_answer")
-    return row
-
-
-def _prompt(row: Row) -> Row:
-    ours = ("id", "prompt_id", "instruction", "input")  # `reject` calls the prompt's row prompt_id
-    others = {key: value for key, value in row.items() if key not in ours}
-    asked = _asked(row)
-    if not asked or asked[-1]["role"] == "assistant":
-        raise Unusable("no_question")
-    return {**others, "prompt": asked}
-
-
-def _prompt_of_conversation(row: Row) -> Row:
-    said = _spoken(row)
-    while said and said[-1]["role"] == "assistant":
-        said.pop()
-    others = {key: value for key, value in row.items() if key not in ("messages", "conversations")}
-    return _prompt({**others, "prompt": said})
-
-
-def _pair(row: Row) -> Row:
-    """Answers to a prompt; or whole dialogs, whose shared beginning is the prompt.
-
-    A column `prompt` beside whole dialogs is a text: it may hold the first question only. Of lists
-    of texts the first chosen one is better than every rejected one, as in RewardBench 2.
-    """
-    if isinstance(row["chosen"], list) and isinstance(row["chosen"][0], str):
-        return _set(row)
-    answers = {key: dialog(row[key], "assistant") for key in ("chosen", "rejected")}
-    whole = all(said and said[0]["role"] != "assistant" for said in answers.values())
-    if not whole and ("prompt" in row or "instruction" in row):
-        prompt = _asked(row)
+    known = next((known for known in _PLAIN if issubclass(kind, known)), None)
+    if known is None:
+        raise StageFailed(f"{name} cannot be read as {kind.__name__}: no data from outside can.")
+    ways = {name: form for name, form in FORMS.items() if known in form.makes}
+    if format is None:
+        found = next((way for way, form in ways.items() if form.fits(first)), None)
     else:
-        both = list(zip(answers["chosen"], answers["rejected"], strict=False))
-        shared = next((i for i, (a, b) in enumerate(both) if a != b), len(both))
-        shared = min(shared, *(len(answer) - 1 for answer in answers.values()))
-        prompt = answers["chosen"][:shared]
-        answers = {key: answer[shared:] for key, answer in answers.items()}
-    numbers = {
-        key: float(row[key])
-        for key in ("margin", "chosen_score", "rejected_score")
-        if row.get(key) is not None
-    }
-    return _compared({"prompt": prompt, **answers, **numbers, **_tools(row)})
+        found = format if format in ways and FORMS[format].has_columns(first) else None
+    if found is None:
+        raise StageFailed(_no_form(first, kind.__name__.lower(), known, name, format))
+    form = FORMS[found]
+    words = f"{kind.__name__.lower()} from {', '.join(_read(form, first))} (format: {found})"
+    if roles := renamed(first):
+        words += f", roles {', '.join(f'{old} → {new}' for old, new in roles.items())}"
+    return Found(found, words, form.makes[known], (form.gather or {}).get(known))
 
 
-def _set(row: Row) -> Row:
-    chosen = dialog(row["chosen"][0], "assistant")
-    rejected = [dialog(text, "assistant") for text in row["rejected"]]
-    first, *others = [answer for answer in rejected if answer != chosen] or [chosen]
-    more = {"also_rejected": others} if others else {}
-    answers = {"chosen": chosen, "rejected": first, **more}
-    return _compared({"prompt": _asked(row), **answers, **_tools(row)})
+def normal(row: Row, kind: type[Rows]) -> Row:
+    """A row that is one row of its type already, checked anew.
+
+    Raises:
+        StageFailed, Unusable, KeyError, TypeError, ValueError: it is not.
+    """
+    made = next(recognise(row, kind, "").make(row, Choice()))
+    if isinstance(made, Unusable):
+        raise made
+    return made
 
 
-def _ranking(row: Row) -> Row:
-    ranked: list[Dialog] = []
-    for answer in row["ranked"]:
-        if (said := dialog(answer, "assistant")) not in ranked:
-            ranked.append(said)
-    if len(ranked) < 2:
-        raise Unusable("equal_answers")
-    answers = (
-        {"ranked": ranked}
-        if len(ranked) > 2
-        else dict(zip(("chosen", "rejected"), ranked, strict=True))
+def _read(form: Form, row: Row) -> list[str]:
+    """The columns of a row that a form reads."""
+    words = {word for either in form.columns.split() for word in either.split("|")}
+    more = {"input", "margin", "tools", "edited", "scores", "rewards", "strength"}
+    return [name for name in row if name in words | more | {"prompt", "instruction"}]
+
+
+def _no_form(first: Row, kind: str, known: type[Rows], name: str, format: str | None) -> str:
+    have = ", ".join(first)
+    if format is not None:
+        if known not in FORMS[format].makes:
+            able = ", ".join(way for way, form in FORMS.items() if known in form.makes)
+            return f"{name}: format {format} has no {kind}. Those that have: {able}."
+        takes = _takes(FORMS[format])
+        return f"{name} has the columns {have}, and format {format} takes {takes}."
+    ways = ", ".join(way for way, form in FORMS.items() if known in form.makes)
+    columns = list(first) or ["text"]
+    example = ", ".join(
+        f'{new}: "{{{columns[min(place, len(columns) - 1)]}}}"'
+        for place, new in enumerate(_PLAIN[known])
     )
-    return _compared({"prompt": _asked(row), **answers, **_tools(row)})
+    return (
+        f"{name} has the columns {have}, and no format of {kind} has those ({ways}: docs/data.md "
+        f"shows a row of each). Make them with `columns:`, as in columns: {{{example}}}."
+    )
 
 
-def _compared(row: Row) -> Row:
-    answers = row["ranked"] if "ranked" in row else [row["chosen"], row["rejected"]]
-    answers = answers + row.get("also_rejected", [])
-    if not row["prompt"] or row["prompt"][-1]["role"] == "assistant":
-        raise Unusable("no_question")
-    if any(not answer or answer[0]["role"] != "assistant" for answer in answers):
-        raise Unusable("no_answer")
-    for answer in answers:
-        _answered({"messages": answer})
-    if answers[0] == answers[1]:
-        raise Unusable("equal_answers")
-    return row
+def _takes(form: Form) -> str:
+    return form.columns.replace(" ", " and ").replace("|", " or ")
 
 
-_FORMS: dict[type[Rows], dict[str, Callable[[Row], Row]]] = {
-    Text: {"text": _text},
-    Prompts: {
-        "prompt": _prompt,
-        "messages|conversations": _prompt_of_conversation,
-        "instruction": _prompt,
-    },
-    Conversations: {
-        "messages|conversations": _conversation,
-        "prompt|instruction completion|response|output": _question_and_answer,
-    },
-    Preferences: {"prompt|instruction ranked": _ranking, "chosen rejected": _pair},
-}
-"""Columns that must be there ("a|b": either), and what makes the normal form of them."""
+def check_name(format: str) -> None:
+    """Refuse a name that is no form's.
 
-_UNDERSTOOD = {
-    word for forms in _FORMS.values() for way in forms for word in re.split("[ |]", way)
-} | {"prompt", "instruction", "input", "margin", "tools"}
+    Raises:
+        ValueError: it is none. The message lists them.
+    """
+    if format not in FORMS:
+        raise ValueError(
+            f'There is no format "{format}".{nearest(format, FORMS)} Formats are: '
+            f"{', '.join(FORMS)}."
+        )

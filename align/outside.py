@@ -47,7 +47,8 @@ def source(
         fact = "both; a source is one of the two" if name else "neither"
         return reader.problem(node.key, path, f'This needs "path" or "stage", and has {fact}.')
     if stage is not None:
-        if extra := [key for key in block if key not in ("stage", "columns", "weight")]:
+        ours = ("stage", "columns", "weight", "count", "without")
+        if extra := [key for key in block if key not in ours]:
             message = f'"{extra[0]}" is for data from outside, and this is a stage\'s.'
             return reader.problem(block[extra[0]].key, path, message)
         given["stage"] = _stage(reader, stage, (*path, "stage"), wanted)

@@ -258,17 +258,27 @@ def test_rows_that_cannot_be_used_are_dropped_counted_and_shown(
             Text,
             'row 2: "text" is missing. The first row is',
         ),
-        ("a.jsonl", '{"text": 1}', Text, 'row 1: "text" is 1'),
+        ("a.jsonl", '{"text": 1}', Text, 'row 1: "text" is the number 1'),
         (
             "a.jsonl",
             '{"question": "a", "answer": "b"}',
             Conversations,
-            r"has the columns question, answer, which are not conversations: that takes messages "
-            r"or conversations; or prompt or instruction and completion or response or output\. "
-            r'Make them with `columns:`, as in columns: {messages: "{question}"}',
+            r"has the columns question, answer, and no format of conversations has those .*"
+            r'Make them with `columns:`, as in columns: {prompt: "{question}", completion: '
+            r'"{answer}"}',
         ),
-        ("a.jsonl", '{"messages": [{"role": "user"}]}', Conversations, "row 1: a message of user"),
-        ("a.jsonl", '{"messages": 3}', Conversations, "row 1: a int is neither a text nor a list"),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user"}]}',
+            Conversations,
+            'row 1: "messages" holds a message of user without "content"',
+        ),
+        (
+            "a.jsonl",
+            '{"messages": 3}',
+            Conversations,
+            'row 1: "messages" is the number 3, and must be a text or a list',
+        ),
         (
             "a.jsonl",
             '{"prompt": "a", "chosen": "b", "rejected": "b"}',
@@ -325,7 +335,7 @@ DATA = Path(os.environ.get("ALIGN_DATA", "/nowhere"))
         ("raschka_instruct/instruction-data.json", Conversations, 1100),
         ("raschka_instruct/instruction-data-with-preference.json", Preferences, 1094),
         ("ultrafeedback_1k/eval_clean.jsonl", Preferences, 199),
-        ("hh_rlhf_harmless_test/harmless-base.test.jsonl.gz", Preferences, 2308),
+        ("hh_rlhf_harmless_test/harmless-base.test.jsonl.gz", Preferences, 2299),
         ("ifeval/input_data.jsonl", Prompts, 541),
     ],
 )
@@ -366,8 +376,8 @@ def test_a_long_text_fits_in_a_csv_cell(tmp_path: Path) -> None:
     ("name", "content", "fact"),
     [
         ("a.csv", b"text\na,b\n", "line 2 has more cells than"),
-        ("a.jsonl", b'{"text": "\xe9"}\n', "cannot be read: 'utf-8' codec"),
-        ("a.jsonl", b'{"text": "\\ud800"}\n', "row 1: 'utf-8' codec"),
+        ("a.jsonl", b'{"text": "\xe9"}\n', "line 1 is not UTF-8: byte 11 of it is 0xe9"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "row 1: it holds half of a character"),
         ("a.jsonl.gz", b"no gzip", "cannot be read: Not a gzipped file"),
         ("a.parquet", b"no parquet", "cannot be read: Parquet"),
     ],

@@ -14,6 +14,7 @@ from align import data, forms, store
 from align.annotations import Annotation, artifact_name
 from align.artifacts import Conversations, Model, Preferences, Rows, Samples, read_json
 from align.errors import Problem, RecipeError, StageFailed
+from align.formats.dialogs import Unusable
 from align.options import nearest
 from align.progress import in_words
 from align.settings import Stage
@@ -113,9 +114,8 @@ def normal(row: Row, kind: type[Rows]) -> Row:
     if issubclass(kind, Samples):
         return row
     try:
-        _, form = forms.recognise(row, kind, "")
-        return {**row, **form(row)}
-    except (StageFailed, forms.Unusable, KeyError, TypeError, AttributeError, ValueError):
+        return {**row, **forms.normal(row, kind)}
+    except (StageFailed, Unusable, KeyError, TypeError, AttributeError, ValueError):
         return {"text": json.dumps(row, indent=1, ensure_ascii=False)}
 
 

@@ -1,0 +1,207 @@
+"""Rows of local files, streamed: JSON lines, JSON, csv, tsv and parquet, compressed or not.
+
+What is wrong with a line is said with its number and what mends it. Nothing is skipped unless the
+caller takes what is broken.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any, cast
+
+from align.errors import StageFailed
+
+Row = dict[str, Any]
+
+Broken = Callable[[int, str, str], None]
+"""Takes a line that cannot be read: its number, what is wrong, how it begins."""
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+START = 80
+"""Characters of a broken line that are shown."""
+
+
+def format_of(path: Path) -> str:
+    """The suffix that says how a file is written, without that of its compression."""
+    stem = path.with_suffix("") if path.suffix.lower() in PACKED else path
+    return stem.suffix.lower()
+
+
+def rows(paths: Iterable[Path], broken: Broken | None = None) -> Iterator[Row]:
+    """The rows of files, one after the other.
+
+    Args:
+        paths: of files whose suffix says what they are.
+        broken: takes lines that cannot be read; None: they are an error.
+
+    Raises:
+        StageFailed: a file, or a line of it, cannot be read.
+    """
+    return chain.from_iterable(_file(path, broken) for path in paths)
+
+
+def sliced(paths: list[Path], split: str, broken: Broken | None = None) -> Iterator[Row]:
+    """The rows of a slice, `train[10%:]`; all are read twice, so that they need not be kept.
+
+    Raises:
+        StageFailed: the slice cannot be read; or see `rows`.
+    """
+    from datasets import ReadInstruction
+
+    n = sum(1 for _ in rows(paths, (lambda *_: None) if broken else None))
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute({"train": n})
+    except (ValueError, AssertionError) as error:
+        fact = f'split "{split}" cannot be read: {error}'
+        raise StageFailed(f"{paths[0]}: {fact}.") from None
+    for part in parts:
+        yield from islice(rows(paths, broken), part.from_ or 0, n if part.to is None else part.to)
+
+
+def _file(path: Path, broken: Broken | None) -> Iterator[Row]:
+    suffix = format_of(path)
+    if suffix not in SUFFIXES:
+        raise StageFailed(
+            f"{path}: files are read that end in {', '.join(SUFFIXES)} ({', '.join(PACKED)} too)."
+        )
+    try:
+        yield from _parquet(path) if suffix == ".parquet" else _text(path, suffix, broken)
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error, lzma.LZMAError) as error:
+        fact = str(error).split("\n")[0].rstrip(".")
+        raise StageFailed(
+            f"{path} cannot be read: {fact}. It is cut short or damaged; fetch or write it anew."
+        ) from None
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1000):
+        yield from batch.to_pylist()
+
+
+def _text(path: Path, suffix: str, broken: Broken | None) -> Iterator[Row]:
+    with closing(_open(path)) as file:
+        lines = _lines(path, file)
+        if suffix in (".csv", ".tsv"):
+            yield from _table(path, suffix, lines, broken)
+        elif suffix == ".json":
+            yield from _json(path, b"".join(line for _, line in lines), broken)
+        else:
+            for number, line in lines:
+                if line.strip():
+                    yield from _one(path, number, line, broken)
+
+
+def _open(path: Path) -> IO[bytes]:
+    suffix = path.suffix.lower()
+    if suffix == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 1 << 16)
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return cast(IO[bytes], openers.get(suffix, open)(path, "rb"))
+
+
+def _lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines with their numbers, without the mark that editors put first."""
+    for number, line in enumerate(file, 1):
+        if number == 1 and line.startswith(UTF_16):
+            raise StageFailed(
+                f"{path} is UTF-16, and files are read as UTF-8. Convert it: "
+                f"iconv -f UTF-16 -t UTF-8 {path.name} > utf8{format_of(path)}"
+            )
+        yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+
+
+def _decoded(path: Path, number: int, line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        number += line.count(b"\n", 0, error.start)
+        raise StageFailed(
+            f"{path}, line {number} is not UTF-8: byte {error.start + 1} of it is "
+            f"0x{line[error.start]:02x}. If it is Latin-1 or Windows-1252, convert the file: "
+            f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8{format_of(path)}"
+        ) from None
+
+
+def _table(
+    path: Path, suffix: str, lines: Iterator[tuple[int, bytes]], broken: Broken | None
+) -> Iterator[Row]:
+    csv.field_size_limit(2**31 - 1)  # 128 KiB unless told, less than a long document
+    texts = (_decoded(path, number, line) for number, line in lines)
+    found = csv.DictReader(texts, delimiter="\t" if suffix == ".tsv" else ",")
+    for row in found:
+        if None not in row:
+            yield row
+            continue
+        fact = "has more cells than the first line has columns"
+        _tell(path, found.line_num, fact, str(row), broken, "Put quotes around texts with commas")
+
+
+def _json(path: Path, content: bytes, broken: Broken | None) -> Iterator[Row]:
+    """A list of rows, or an object of one such list, or (as many .json files are) JSON lines."""
+    text = _decoded(path, 1, content)
+    try:
+        value = json.loads(text) if text.strip() else []
+    except (json.JSONDecodeError, RecursionError) as error:
+        lines = [line for line in content.splitlines() if line.strip()]
+        if len(lines) == 1 or not lines[0].rstrip().endswith(b"}"):
+            raise StageFailed(f"{path} is damaged JSON: {error}.") from None
+        for number, line in enumerate(lines, 1):
+            yield from _one(path, number, line, broken)
+        return
+    if isinstance(value, dict):
+        lists = [part for part in value.values() if isinstance(part, list)]
+        value = lists[0] if len(lists) == 1 else [value]
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise StageFailed(f"{path} is not a list of objects, one per row.")
+    yield from value
+
+
+def _one(path: Path, number: int, line: bytes, broken: Broken | None) -> Iterator[Row]:
+    """The row of a line of JSON, or none where it is broken and somebody takes it."""
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError:
+        if broken is None:
+            _decoded(path, number, line)
+        fact, row = "is not UTF-8", None
+    except (json.JSONDecodeError, RecursionError) as error:
+        fact, row = f"is damaged JSON: {error}", None
+    else:
+        fact = "is not an object with columns"
+    if isinstance(row, dict):
+        yield row
+        return
+    start = line[: START * 4].decode(errors="replace")
+    _tell(path, number, fact, start, broken, "Mend it")
+
+
+def _tell(
+    path: Path, number: int, fact: str, start: str, broken: Broken | None, remedy: str
+) -> None:
+    start = re.sub(r"\s+", " ", start).strip()[:START]
+    if broken is None:
+        raise StageFailed(
+            f"{path}, line {number} {fact}. It begins: {start} … {remedy}, or leave such lines "
+            "out: broken: drop."
+        )
+    broken(number, fact, start)

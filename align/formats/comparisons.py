@@ -1,0 +1,187 @@
+"""Answers that somebody compared: pairs, rankings, two answers and a number."""
+
+from __future__ import annotations
+
+import re
+
+from align.formats.answers import asked, conversation_of, prompt_of, with_rest
+from align.formats.dialogs import (
+    Choice,
+    Made,
+    Row,
+    Unusable,
+    checked,
+    column,
+    dialog,
+    says,
+)
+from align.formats.strength import level, signed
+from align.settings import Dialog
+
+RESPONSES = (
+    ("response_1", "response1"),
+    ("response_2", "response2"),
+    ("preference_strength", "overall_preference"),
+)
+"""Columns of two answers and of which is better, as in HelpSteer2 and HelpSteer3."""
+
+
+# -- pairs ---------------------------------------------------------------------------------------
+
+
+def pair(row: Row, choice: Choice) -> Made:
+    """Answers to a prompt; or whole dialogs, whose shared beginning is the prompt.
+
+    Of lists of texts the first chosen one is better than every rejected one, as in RewardBench 2.
+    With an edited answer it is a ranking: edited > chosen > rejected (Llama 3, §4.2.1).
+    """
+    if isinstance(row["chosen"], list) and row["chosen"] and isinstance(row["chosen"][0], str):
+        yield _set(row)
+        return
+    if (found := level(row)) is not None and found not in choice.strength:
+        raise Unusable("weak_preference", strength=found)
+    said, answers = _sides(row)
+    if len(answers) > 2:
+        yield compared(said, answers, row)
+        return
+    numbers = {
+        name: float(row[key])
+        for key, name in _NUMBERS.items()
+        if isinstance(row.get(key), (int, float, str))
+    }
+    yield _judged({"prompt": said, "chosen": answers[0], "rejected": answers[1]} | numbers, row)
+
+
+_NUMBERS = {
+    "margin": "margin",
+    "score_chosen": "chosen_score",  # as UltraFeedback calls them
+    "score_rejected": "rejected_score",
+    "chosen_score": "chosen_score",
+    "rejected_score": "rejected_score",
+}
+
+
+def best_of_pair(row: Row, _: Choice) -> Made:
+    """The better side of a pair, in its last edition."""
+    said, answers = _sides(row)
+    yield conversation_of(row, said, answers[0])
+
+
+def prompt_of_pair(row: Row, _: Choice) -> Made:
+    """What two dialogs have in common at their beginning."""
+    yield prompt_of(row, _shared(row)[0])
+
+
+def _sides(row: Row) -> tuple[Dialog, list[Dialog]]:
+    """The prompt and the answers, best first: the edited one where there is one."""
+    said, chosen, rejected = _shared(row)
+    if not row.get("edited"):
+        return said, [chosen, rejected]
+    edited = dialog(row["edited"], "assistant", "edited")
+    if edited[: len(said)] == said:  # a whole dialog, too
+        edited = edited[len(said) :]
+    return said, [edited, chosen, rejected]
+
+
+def _shared(row: Row) -> tuple[Dialog, Dialog, Dialog]:
+    """Prompt, chosen and rejected. A prompt beside whole dialogs may hold the first question only:
+    what they share is the prompt.
+    """
+    chosen, rejected = (dialog(row[key], "assistant", key) for key in ("chosen", "rejected"))
+    whole = all(said and said[0]["role"] != "assistant" for said in (chosen, rejected))
+    if not whole and ("prompt" in row or "instruction" in row):
+        return asked(row), chosen, rejected
+    both = list(zip(chosen, rejected, strict=False))
+    shared = next((i for i, (a, b) in enumerate(both) if a != b), len(both))
+    shared = max(0, min(shared, len(chosen) - 1, len(rejected) - 1))
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _set(row: Row) -> Row:
+    chosen = dialog(row["chosen"][0], "assistant", "chosen")
+    rejected = [dialog(said, "assistant", "rejected") for said in row["rejected"]]
+    first, *others = [answer for answer in rejected if answer != chosen] or [chosen]
+    more = {"also_rejected": others} if others else {}
+    return _judged({"prompt": asked(row), "chosen": chosen, "rejected": first, **more}, row)
+
+
+# -- two answers and a number --------------------------------------------------------------------
+
+
+def better_of_two(row: Row, choice: Choice) -> Made:
+    """Two answers and a number: which is better, and by how much."""
+    better, worse, strength = _two(row)
+    if strength not in choice.strength:
+        raise Unusable("weak_preference", strength=strength)
+    yield _judged({"prompt": _context(row), "chosen": better, "rejected": worse}, row)
+
+
+def best_of_two(row: Row, choice: Choice) -> Made:
+    """The better one of two answers, however small the difference."""
+    better, _, _ = _two(row)
+    yield conversation_of(row, _context(row), better)
+
+
+def _two(row: Row) -> tuple[Dialog, Dialog, str]:
+    first, second, number = (column(row, *names) for names in RESPONSES)
+    answers = [dialog(row[key], "assistant", key) for key in (first, second)]
+    is_second, strength = signed(row[number], number)
+    better, worse = reversed(answers) if is_second else answers
+    return better, worse, strength
+
+
+def _context(row: Row) -> Dialog:
+    """The prompt; the turns of HelpSteer2's stand in one text, between marks."""
+    if not isinstance(row.get("prompt"), str):
+        return asked(row)
+    turns = re.split(r"\n?<extra_id_1>(User|Assistant)\n", row["prompt"])
+    roles = ["user", *(role.lower() for role in turns[1::2])]
+    return [
+        {"role": role, "content": said}
+        for role, said in zip(roles, turns[::2], strict=True)
+        if said
+    ]
+
+
+# -- rankings ------------------------------------------------------------------------------------
+
+
+def ranking(row: Row, _: Choice) -> Made:
+    """Answers in an order, best first."""
+    answers = [dialog(answer, "assistant", "ranked") for answer in row["ranked"]]
+    yield compared(asked(row), answers, row)
+
+
+def best_of_ranking(row: Row, _: Choice) -> Made:
+    """The first answer of a ranking."""
+    if not row["ranked"]:
+        raise Unusable("no_answer")
+    yield conversation_of(row, asked(row), dialog(row["ranked"][0], "assistant", "ranked"))
+
+
+def compared(said: Dialog, answers: list[Dialog], row: Row) -> Row:
+    """A ranking of answers, equal ones once; of two it is a pair."""
+    ranked: list[Dialog] = []
+    for answer in answers:
+        if answer not in ranked:
+            ranked.append(answer)
+    if len(ranked) < 2:
+        raise Unusable("equal_answers")
+    if len(ranked) == 2:
+        return _judged({"prompt": said, "chosen": ranked[0], "rejected": ranked[1]}, row)
+    return _judged({"prompt": said, "ranked": ranked}, row)
+
+
+def _judged(made: Row, row: Row) -> Row:
+    """What was compared, if it can be: a question, and answers that say different things."""
+    answers = made["ranked"] if "ranked" in made else [made["chosen"], made["rejected"]]
+    said = made["prompt"]
+    if not said or said[-1]["role"] == "assistant":
+        raise Unusable("no_question")
+    for answer in (*answers, *made.get("also_rejected", ())):
+        if not answer or answer[0]["role"] != "assistant" or not any(map(says, answer)):
+            raise Unusable("no_answer")
+        checked(said + answer)
+    if answers[0] == answers[1]:
+        raise Unusable("equal_answers")
+    return {**made, **with_rest(row)}

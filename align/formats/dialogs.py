@@ -1,0 +1,185 @@
+"""Dialogs in the words of chat templates, and which of them nobody should train on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from align.settings import Dialog, Message
+
+Row = dict[str, Any]
+
+ROLES = {
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function": "tool",
+    "function_response": "tool",
+    "observation": "tool",
+}
+"""Names of roles in public data, in the words of chat templates."""
+
+KNOWN = ("system", "developer", "user", "assistant", "tool", "ipython")
+"""Roles of chat templates. `ipython` is Llama 3's tool, `developer` the system of gpt-oss."""
+
+STRONGEST = ("significantly", "better")
+"""The levels that Llama 3 trains on (arXiv 2407.21783, §4.2.1)."""
+
+HUMAN = "\n\nHuman:"
+"""How a dialog that is one text begins in Anthropic's hh-rlhf."""
+
+
+class Unusable(Exception):
+    """A row, or a part of one, that is dropped; the message is its name in the counts."""
+
+    def __init__(self, why: str, **facts: Any) -> None:
+        super().__init__(why)
+        self.facts = facts
+        """What the example in the artifact shows; nothing: the row."""
+
+
+Made = Iterator[Row | Unusable]
+"""What one row of a source becomes: rows in their normal form, and what is dropped of it."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a source says about which of its answers are read."""
+
+    strength: tuple[str, ...] = STRONGEST
+    best: int | None = None
+
+
+def dialog(value: Any, role: str, where: str) -> Dialog:
+    """A dialog from a list of messages or a text, which `role` says.
+
+    Raises:
+        Unusable: it is null.
+        TypeError, ValueError, KeyError: it is neither; a message lacks its role or content, or the
+            role is not known.
+    """
+    if value is None:
+        raise Unusable("null")
+    if isinstance(value, str):
+        if value.startswith(HUMAN):
+            return _human_assistant(value)
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list):
+        raise TypeError(f'"{where}" is {shown(value)}, and must be a text or a list of messages')
+    return [_message(message, where) for message in value]
+
+
+def _human_assistant(text: str) -> Dialog:
+    parts = re.split(r"\n\n(Human|Assistant):", text)[1:]
+    return [
+        {"role": ROLES.get(who.lower(), "assistant"), "content": said.strip()}
+        for who, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _message(message: Any, where: str) -> Message:
+    if not isinstance(message, Mapping):
+        raise TypeError(f'"{where}" holds {shown(message)} where a message should be')
+    who, what = ("from", "value") if "from" in message else ("role", "content")
+    role, content = message[who], message.get(what)
+    if not isinstance(role, str):
+        raise TypeError(f'"{where}" holds a message with the role {shown(role)}')
+    role = ROLES.get(role.lower(), role.lower())
+    if role not in KNOWN:
+        raise ValueError(
+            f'"{where}" has the role {shown(role)}, which is not known. Roles are '
+            f"{', '.join((*KNOWN, *ROLES))}: rename it"
+        )
+    rest = {
+        key: value
+        for key, value in message.items()
+        if key not in ("role", "content", "from", "value") and value is not None
+    }
+    if what not in message and not rest:  # a call of a tool may have no content
+        raise TypeError(f'"{where}" holds a message of {role} without "{what}"')
+    if not isinstance(content, (str, list, type(None))):
+        raise TypeError(
+            f'"{where}" holds a message of {role} with {shown(content)} where a text should be'
+        )
+    return {"role": role, "content": content, **rest}
+
+
+def says(message: Message) -> bool:
+    """Whether there is anything in a message: words, parts, or the call of a tool."""
+    content = message.get("content")
+    return bool(content.strip() if isinstance(content, str) else content) or bool(
+        message.get("tool_calls")
+    )
+
+
+def checked(dialog: Dialog) -> Dialog:
+    """A dialog whose turns are as chat templates expect them.
+
+    An empty system message stays, as some templates have one of their own without it, and so does
+    what a tool returned, which may be nothing.
+
+    Raises:
+        Unusable: a turn of the user or the assistant is empty, one of them speaks twice in a row,
+            or the assistant speaks first.
+    """
+    spoken = [message for message in dialog if message["role"] not in ("system", "developer")]
+    if spoken and spoken[0]["role"] == "assistant":
+        raise Unusable("assistant_first")
+    before = ""
+    for message in spoken:
+        role = message["role"]
+        if role in ("user", "assistant"):
+            if not says(message):
+                raise Unusable("empty_turn")
+            if role == before:
+                raise Unusable("two_in_a_row")
+        before = role
+    return dialog
+
+
+def answered(row: Row) -> Row:
+    """A row whose conversation can be learnt from.
+
+    Raises:
+        Unusable: the assistant says nothing in it, or see `checked`.
+    """
+    said = row["messages"]
+    if not any(message["role"] == "assistant" and says(message) for message in said):
+        raise Unusable("no_answer")
+    checked(said)
+    return row
+
+
+def renamed(row: Row) -> dict[str, str]:
+    """The names of roles in a row that are others here: `{"gpt": "assistant"}`."""
+    found = {}
+    for value in row.values():
+        for message in value if isinstance(value, list) else ():
+            if isinstance(message, Mapping):
+                role = message.get("from", message.get("role"))
+                if isinstance(role, str) and role.lower() in ROLES:
+                    found[role] = ROLES[role.lower()]
+    return found
+
+
+def column(row: Row, *names: str) -> str:
+    """The first of these columns that a row has.
+
+    Raises:
+        KeyError: it has none.
+    """
+    for name in names:
+        if name in row:
+            return name
+    raise KeyError(" or ".join(names))
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence: short, whatever it is."""
+    text = repr(value)
+    text = text if len(text) <= 60 else f"{text[:59]}…"
+    return f"the number {text}" if type(value) in (int, float) else text

@@ -1,0 +1,64 @@
+"""How much better an answer is, in the four levels of Llama 3 (arXiv 2407.21783, §4.2.1)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from align.formats.dialogs import Row, Unusable, shown
+
+Level = Literal["significantly", "better", "slightly", "marginally"]
+
+LEVELS = ("marginally", "slightly", "better", "significantly")
+"""By the numbers 0 to 3, the scale of HelpSteer and (in thirds) of Llama 2's margins."""
+
+COLUMNS = ("strength", "preference_strength")
+"""Columns of a pair's level: a word or a number."""
+
+_WORDS = {name: name for name in LEVELS} | {"much": "significantly", "negligibly": "marginally"}
+"""First words of levels: HelpSteer says "much better", Llama 2 "negligibly better / unsure"."""
+
+
+def level(row: Row) -> str | None:
+    """The level of a row's preference; None where no column says it.
+
+    Raises:
+        Unusable: it is null.
+        ValueError: it is none of the four.
+    """
+    name = next((name for name in COLUMNS if name in row), None)
+    if name is None:
+        return None
+    value = row[name]
+    if value is None:
+        raise Unusable("null")
+    if isinstance(value, str) and (words := value.lower().replace("_", " ").split()):
+        if words[0] in _WORDS:
+            return _WORDS[words[0]]
+        if value.strip().isdigit():  # a cell of a csv file
+            value = int(value)
+    return _of_number(value, name)
+
+
+def signed(value: Any, name: str) -> tuple[bool, str]:
+    """Whether the second of two answers is better, and the level, from a number of -3 to 3.
+
+    Raises:
+        Unusable: there is no preference, or it is null.
+        ValueError: it is no such number.
+    """
+    if value is None:
+        raise Unusable("null")
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f'"{name}" is {shown(value)}, no number from -3 to 3')
+    if value == 0:
+        raise Unusable("no_preference")
+    return value > 0, _of_number(abs(value), name)
+
+
+def _of_number(value: Any, name: str) -> str:
+    if not isinstance(value, (int, float)) or value not in range(len(LEVELS)):
+        raise ValueError(
+            f'"{name}" is {shown(value)}, and levels are {", ".join(reversed(LEVELS))}, or 3 to 0'
+        )
+    return LEVELS[int(value)]

@@ -1,0 +1,130 @@
+"""Rows of a source as they are, whatever they mean, and who hears of those that are dropped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from align import files, loading
+from align.artifacts import Rows
+from align.errors import StageFailed
+from align.out import Out
+from align.source import Source
+
+Row = dict[str, Any]
+
+Told = Callable[[str, Row], None]
+"""Hears why a row is dropped, and what it is."""
+
+_TOLD: ContextVar[Told | None] = ContextVar("told", default=None)
+
+
+@contextmanager
+def telling(told: Told | None) -> Iterator[None]:
+    """Rows are read in here without an `out`: tell why each one is dropped, and what it is."""
+    before = _TOLD.set(told)
+    try:
+        yield
+    finally:
+        _TOLD.reset(before)
+
+
+def teller(out: Out | None) -> Told | None:
+    """Who hears of what is dropped: the artifact's counts, or whoever is `telling`."""
+    if out is None:
+        return _TOLD.get()
+    return lambda why, row: out.count(f"dropped.{why}", example=row)
+
+
+def name_of(source: Source) -> str:
+    """What a source is called in messages."""
+    if source.stage is not None:
+        return source.stage.key
+    files = source.data_files
+    return f"{source.path} {files}" if files else str(source.path)
+
+
+def rows(source: Source, told: Told | None = None) -> Iterator[Row]:
+    """The rows of a source as they are, all of them, with the columns that `columns:` makes.
+
+    Raises:
+        StageFailed: there is no data, or it cannot be read.
+    """
+    name = name_of(source)
+    found = _columns(_raw(source, told or _TOLD.get()), source.columns, name)
+    first = next(found, None)
+    if first is None:
+        raise StageFailed(f"{name} is empty. Look at its path, split and slice.")
+    return chain([first], found)
+
+
+def _raw(source: Source, told: Told | None) -> Iterator[Row]:
+    if source.stage is not None:
+        return source.stage.rows()
+    name, folder = name_of(source), Path(str(source.path)).expanduser()
+    if (folder / "artifact.json").is_file():
+        return Rows(folder).rows()
+    split, _, part = source.split.partition("[")
+    paths = _files(source)
+    if paths is None and _is_plain(folder) and not (source.data_files or source.name):
+        paths = loading.folder_files(folder, split)
+    elif paths is not None and split != "train":
+        raise StageFailed(f'{name} has no split "{split}". Say `split: train`.')
+    if paths is None:
+        asked = source.model_dump(
+            include={"path", "name", "data_dir", "data_files", "split", "revision", "streaming"}
+        )
+        return loading.load(
+            name, **asked | {"path": str(folder if folder.is_dir() else source.path)}
+        )
+
+    def broken(number: int, fact: str, begins: str) -> None:
+        if told is not None:
+            told("broken_line", {"source": name, "line": number, "fact": fact, "begins": begins})
+
+    drop = broken if source.broken == "drop" else None
+    return files.sliced(paths, f"train[{part}", drop) if part else files.rows(paths, drop)
+
+
+_OURS = ("json", "csv", "parquet")
+"""Loaders of `datasets` that are not needed for local files: these are read without a cache."""
+
+
+def _files(source: Source) -> list[Path] | None:
+    """The local files that a source names; None where they are not all here."""
+    named: Any = source.path
+    if source.data_files:  # with a folder or a hub id as `path` they are names in there
+        named = source.data_files if source.path in _OURS and not source.data_dir else None
+    names = [named] if isinstance(named, str) else named
+    found = [Path(name).expanduser() for name in names] if isinstance(names, list) else []
+    return found if found and all(file.is_file() for file in found) else None
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether a folder holds data files, and no card that says which of them are what."""
+    if not folder.is_dir() or (folder / "README.md").is_file():
+        return False
+    return any(files.format_of(file) in files.SUFFIXES for file in folder.rglob("*"))
+
+
+def _columns(rows: Iterator[Row], templates: Mapping[str, str], name: str) -> Iterator[Row]:
+    """Rows with the columns that `columns:` makes; "{x}" alone is the column x as it is."""
+    for number, row in enumerate(rows, 1):
+        made = {}
+        texts = {key: "" if value is None else value for key, value in row.items()}
+        for column, template in templates.items():
+            alone = re.fullmatch(r"\{(\w[^{}]*)\}", template)
+            try:
+                one = alone[1] if alone else ""
+                made[column] = row[one] if one in row else template.format(**texts)
+            except (KeyError, IndexError, ValueError, AttributeError) as error:
+                raise StageFailed(
+                    f'{name}, row {number}: columns.{column} is "{template}", and {error} is no '
+                    f"column. There are {', '.join(row)}."
+                ) from None
+        yield {**row, **made}
