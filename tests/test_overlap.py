@@ -227,14 +227,14 @@ def test_what_was_found_is_kept_by_content(
 ) -> None:
     file = write_rows("data.jsonl", [{"text": LONG}])
     model = trained(tmp_path, Source(path=str(file)))
-    looked: list[list[str]] = []
-    original = overlap.Questions.look
+    looked: list[int] = []
+    original = overlap.Questions.find
 
-    def look(self: Any, texts: list[str]) -> None:
-        looked.append(texts)
-        original(self, texts)
+    def find(self: Any, read: Any, rows: list[int]) -> Any:
+        looked.extend(sorted(set(rows)))
+        return original(self, read, rows)
 
-    monkeypatch.setattr(overlap.Questions, "look", look)
+    monkeypatch.setattr(overlap.Questions, "find", find)
     first = found([model], out)
     assert (found([model], out), len(looked)) == (first, 1)
     more = [("quiz", Quiz(), ITEMS), ("more", Quiz(), [item("new", LONG)])]

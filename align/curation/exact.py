@@ -1,0 +1,43 @@
+"""What a row says, as one number: rows that say the same have the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import unicodedata
+
+from align.curation.rules import Row, rewritten
+
+SAYS = ("text", "prompt", "messages", "chosen", "rejected", "ranked", "also_rejected", "tools")
+"""The columns that a row says something with."""
+
+SCORES = ("score", "chosen_score")
+"""The columns that tell which of equal rows is the best one."""
+
+
+def content(row: Row) -> int:
+    """64 bits of what it says: texts in NFC, white space as one space; roles, tools, their calls.
+
+    Two of a million rows that differ have the same in one of 37 million data sets.
+    """
+    says = {key: row[key] for key in SAYS if key in row}
+    return number(json.dumps(rewritten(says, _normal), ensure_ascii=False))
+
+
+def score(row: Row) -> float:
+    """What it is worth, where something says so."""
+    found = (row[key] for key in SCORES if isinstance(row.get(key), (int, float)))
+    return next((float(value) for value in found if math.isfinite(value)), -math.inf)
+
+
+def number(text: str) -> int:
+    """64 bits of a text's hash."""
+    data = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _normal(text: str) -> str:
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return " ".join(text.split())

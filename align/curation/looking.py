@@ -1,0 +1,189 @@
+"""What is done to each row for itself, in processes: changes, rules, numbers to compare it by.
+
+A process writes the rows it has looked at to files of its own; what goes back is numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.curation import minhash
+from align.curation.contamination import Questions, texts
+from align.curation.exact import content, number, score
+from align.curation.heuristics import Emoji
+from align.curation.language import Language
+from align.curation.near import Near
+from align.curation.pii import Pii
+from align.curation.rules import Row, Rule, Why, said
+from align.curation.words import Texts
+from align.out import Out
+
+ROWS, BANDS, GRAMS = "rows", "bands", "grams"
+"""A process's files: lines of rows, and of what is said of removed ones; the numbers of `near`."""
+
+
+@dataclass
+class Lot:
+    """What is known of rows that were looked at together: an array of each, in their order."""
+
+    by: int
+    """The process; where its files hold these rows:"""
+
+    at: dict[str, int]
+    columns: dict[str, NDArray[Any]]
+    counts: dict[str, Any]
+    """What was changed, as `Out.counts`."""
+
+
+@dataclass
+class Looker:
+    """Looks at rows: what has to be done, and for which rows, is known before."""
+
+    folder: Path
+    near: Near | None
+    emoji: Emoji | None
+    pii: Pii | None
+    language: Language | None
+    rules: Sequence[Rule]
+    questions: Questions | None
+    shape: tuple[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shape = minhash.bands(self.near.similarity) if self.near else (0, 0)
+
+    def look(self, rows: Sequence[Row], sources: Sequence[int]) -> Lot:
+        """Look at rows, each of the source with that number."""
+        out = Out(self.folder, self.folder, main=False)
+        first = [None if self.emoji is None else self.emoji.look(said(row)) for row in rows]
+        rows = [self._changed(row, out) for row in rows]
+        read = self.read(rows)
+        why = [a or b for a, b in zip(first, self.judge(rows, read, out), strict=True)]
+        rests = [json.dumps({k: v for k, v in row.items() if k != "id"}) for row in rows]
+        lines = [
+            encoded(row if one is None else removed(row, one))
+            for row, one in zip(rows, why, strict=True)
+        ]
+        columns: dict[str, NDArray[Any]] = {
+            "source": np.array(sources, np.uint16),
+            "gone": np.array([one is not None for one in why]),
+            "size": np.array([len(line) for line in lines], np.uint32),
+            "words": read.count(read.said).astype(np.uint32),
+            "content": np.array([content(row) for row in rows], np.uint64),
+            "score": np.array([score(row) for row in rows]),
+            "tie": np.array([number(rest) for rest in rests], np.uint64),
+            "id": np.array([number(row["id"]) for row in rows], np.uint64),
+        }
+        at = {ROWS: self._write(ROWS, b"".join(lines))}
+        if self.near is not None:
+            compared = read.texts.numbers[np.repeat(read.near, read.texts.lengths)]
+            found, counts = minhash.grams(compared, read.count(read.near))
+            columns["grams"] = counts.astype(np.uint32)
+            at[GRAMS] = self._write(GRAMS, found.tobytes())
+            bands = minhash.sketch(found, counts, self.shape)
+            at[BANDS] = self._write(BANDS, np.ascontiguousarray(bands.T).tobytes())
+        return Lot(os.getpid(), at, columns, out.counts)
+
+    def again(self, row: Row) -> tuple[Why | None, int]:
+        """Why a row that was changed since is removed, and how many words it has now."""
+        read = self.read([row])
+        why = self.judge([row], read, Out(self.folder, self.folder, main=False))[0]
+        return why, int(read.count(read.said)[0])
+
+    def read(self, rows: Sequence[Row]) -> Read:
+        """Their words, as far as they are compared."""
+        prompts = self.near is not None and self.near.of == "prompt"
+        return Read(rows, prompts, beside=self.questions is not None)
+
+    def _changed(self, row: Row, out: Out) -> Row:
+        for rule in (self.emoji, self.pii):
+            if rule is not None:
+                row, counts = rule.change(row)
+                for what, n in counts.items():
+                    out.count(f"changed.{what}", n, example={"id": row["id"]})
+        return row
+
+    def judge(self, rows: Sequence[Row], read: Read, out: Out) -> list[Why | None]:
+        """By the rules that look at one row: why each is removed."""
+        rules = [*self.rules, *([self.language] if self.language else [])]
+        hits = self.questions.find(read.texts, read.of) if self.questions else {}
+        found: list[Why | None] = []
+        for i, row in enumerate(rows):
+            heard = said(row)
+            why = next((why for rule in rules if (why := rule.look(heard))), None)
+            if self.language is not None and self.language.short(heard):
+                out.count("too_short_to_tell_language", example={"id": row["id"]})
+            if why is None and i in hits:
+                why = Why("contamination", asdict(hits[i][0]))
+            found.append(why)
+        return found
+
+    def _write(self, name: str, data: bytes) -> int:
+        """Add to a file of this process; where that begins."""
+        with (self.folder / f"{name}-{os.getpid()}").open("ab") as file:
+            at = file.tell()
+            file.write(data)
+        return at
+
+
+class Read:
+    """The words of rows, and which of them each comparison is about."""
+
+    def __init__(self, rows: Sequence[Row], prompts: bool, beside: bool) -> None:
+        texts_: list[str] = []
+        of, said_, near = [], [], []
+        for i, row in enumerate(rows):
+            heard = said(row)
+            first = len(said(_asked(row))) if prompts else len(heard)
+            known = {row["id"], *(word for pair in heard for word in pair)}
+            more = [text for text in texts(row) if text not in known] if beside else []
+            texts_ += [text for _, text in heard] + more
+            of += [i] * (len(heard) + len(more))
+            said_ += [True] * len(heard) + [False] * len(more)
+            near += [n < first and role != "system" for n, (role, _) in enumerate(heard)]
+            near += [False] * len(more)
+        self.rows = len(rows)
+        self.texts = Texts(texts_)
+        self.of = of
+        """Which row each text is of."""
+
+        self.said = np.array(said_, bool)
+        """Whether it is said; else it stands in a column beside."""
+
+        self.near = np.array(near, bool)
+        """Whether it is compared with what other rows say."""
+
+    def count(self, texts: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Of every row, the words of these texts."""
+        lengths = self.texts.lengths * texts
+        return np.bincount(self.of, lengths, self.rows).astype(np.int64)
+
+
+def removed(row: Row, why: Why) -> Row:
+    """What is kept of a row that is removed."""
+    return {"id": row["id"], "reason": why.reason, "facts": why.facts, "said": said(row)}
+
+
+def encoded(row: Row) -> bytes:
+    """A row as a line; halves of characters, which UTF-8 has no bytes for, as JSON writes them."""
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(row).encode() + b"\n"
+
+
+def _asked(row: Row) -> Row:
+    """What comes before the answers; of a conversation, before the last one."""
+    if "prompt" in row:
+        return {"prompt": row["prompt"]}
+    messages = list(row.get("messages", ()))
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    return {"messages": messages}

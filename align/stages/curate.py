@@ -1,0 +1,206 @@
+"""Data that is worth training on: without duplicates, benchmark questions, personal data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from align import data, rewards
+from align.artifacts import Conversations, Preferences, Prompts, Rows, Text
+from align.curation.heuristics import Emoji, Length, Phrases, Repetition
+from align.curation.language import Language
+from align.curation.lines import Lines
+from align.curation.near import Near
+from align.curation.pii import Pii
+from align.curation.quality import Difficulty, Quality
+from align.curation.semantic import Semantic
+from align.data import Row, Source
+from align.errors import StageFailed
+from align.out import Out
+from align.seen import Seen
+from align.selection import dropped
+from align.settings import RecipeTasks, Stage, Task
+
+if TYPE_CHECKING:
+    from align.curation.contamination import Questions
+
+_TYPES = {
+    "conversations": Conversations,
+    "preferences": Preferences,
+    "prompts": Prompts,
+    "text": Text,
+}
+
+
+class Curate(Stage):
+    """Rows of any type, fewer and cleaner: it makes what it takes.
+
+    A rule that is left out is not applied, but for `exact` and `decontaminate`. Each row is removed
+    by the first rule that finds it, in the order of the keys here; it lies in `removed.jsonl` with
+    its reason. What stays follows from what the rows hold, not from their order. Columns are those
+    of the normal form, with `source`, where the row is from.
+    """
+
+    data: list[Conversations | Preferences | Prompts | Text | Source] = Field(min_length=1)
+    """Sources, which are read as they are: weights are for training."""
+
+    rows: Literal["conversations", "preferences", "prompts", "text"] | None = None
+    """What files hold; of an earlier stage it is known."""
+
+    emoji: Emoji | None = None
+    pii: Pii | None = None
+    length: Length | None = None
+    repetition: Repetition | None = None
+    language: Language | None = None
+
+    decontaminate: Annotated[list[Task] | None, RecipeTasks()] = None
+    """Tasks whose questions no row may hold; unless set those of the recipe's `evaluate` stages.
+    The rule is that of an evaluation's `overlap`, which then finds none."""
+
+    shared: float = Field(0.5, ge=0, lt=1)
+    """The share of a question's own words, in runs of eight that stand in a row, above which the
+    row is removed. With 0 any run is enough."""
+
+    exact: bool = True
+    """Of rows that say the same, but for white space and forms of characters, one stays."""
+
+    near: Near | None = None
+    lines: Lines | None = None
+    phrases: Phrases | None = None
+    quality: Quality | None = None
+    difficulty: Difficulty | None = None
+    semantic: Semantic | None = None
+
+    @model_validator(mode="after")
+    def _typed(self) -> Curate:
+        known = {type(one) for source in self.data if (one := _stage(source)) is not None}
+        if self.rows is not None:
+            known.add(_TYPES[self.rows])
+        names = sorted(cls.__name__.lower() for cls in known)
+        if not names:
+            raise ValueError(f"Say what the rows are. rows: {' | '.join(_TYPES)}.")
+        if len(names) > 1:
+            raise ValueError(f"All rows are of one type, and here are {' and '.join(names)}.")
+        return self
+
+    def makes(self) -> type[Rows]:
+        """The type of what it takes."""
+        stages = (one for source in self.data if (one := _stage(source)) is not None)
+        return next((type(one) for one in stages), _TYPES.get(str(self.rows), Rows))
+
+    def check(self) -> Iterable[tuple[str, str]]:
+        """Weights, and rules that are not for this type of rows."""
+        for i, source in enumerate(self.data):
+            if isinstance(source, Source) and source.weight != 1:
+                message = "Rows are curated once: weigh them where they are trained on."
+                yield f"data.{i}", message
+        if self.near is not None and self.near.of == "prompt" and self.makes() is Text:
+            yield "near", "Text has no prompts. Leave out `of:`."
+        for name, rule in (("quality", self.quality), ("difficulty", self.difficulty)):
+            if rule is not None and (misfit := rule.misfit(self.makes())):
+                yield name, misfit
+
+    def run(self, out: Out) -> Rows:
+        """Look at every row, compare them, write those that stay."""
+        from align.curation import flow
+        from align.curation.looking import Looker
+        from align.curation.sifting import Sieve
+
+        questions = self._questions(out)
+        looker = Looker(
+            folder=out.path / "checkpoints" / "curate",
+            near=self.near,
+            emoji=self.emoji,
+            pii=self.pii,
+            language=self.language,
+            rules=[rule for rule in (self.length, self.repetition) if rule is not None],
+            questions=questions,
+        )
+        table = flow.look(self._rows(out), looker, out)
+        if self.exact:
+            table.exact()
+        if self.near is not None:
+            table.near(looker)
+        sieve = Sieve(table, looker, out)
+        for rule in (self.lines, self.phrases, self.quality, self.difficulty, self.semantic):
+            if rule is not None:
+                sieve.sift(rule)
+        metrics = sieve.finish([_called(source) for source in self.data])
+        if not metrics["kept"]["rows"]:
+            raise StageFailed(
+                f"No row is left ({dropped(out)}). Look at removed.jsonl in {out.path}."
+            )
+        self._say(metrics, out)
+        text = json.dumps(metrics, indent=1, ensure_ascii=False)
+        (out.path / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        return self.makes()(out.path)
+
+    def _questions(self, out: Out) -> Questions | None:
+        """What no row may hold; None where nothing is asked."""
+        from align.curation.contamination import Questions, question
+
+        tasks = list(self.decontaminate or ())
+        tasks = [task for i, task in enumerate(tasks) if task not in tasks[:i]]
+        asked = {
+            name: {str(item["id"]): question(item) for item in task.items()}
+            for name, task in zip(rewards.names(tasks), tasks, strict=True)
+        }
+        return Questions(asked, self.shared) if asked else None
+
+    def _rows(self, out: Out) -> Iterator[tuple[int, Row]]:
+        """Every row of every source, with the source's number and name."""
+        with closing(Seen()) as seen:
+            for number, source in enumerate(self.data):
+                name = _called(source)
+                for n, row in enumerate(data.read(source, self.makes(), out)):
+                    identity = seen.unique(row["id"])
+                    yield number, {**row, "id": identity, "source": row.get("source", name)}
+                    if n % 1000 == 0:
+                        out.progress(number, len(self.data), "sources", f"{name}, row {n:,}")
+
+    def _say(self, metrics: dict[str, Any], out: Out) -> None:
+        """What each rule has removed, and what is left."""
+        for name in _RULES:
+            if not getattr(self, name):
+                continue
+            reason = _REASONS.get(name, name)
+            found = out.counts.get(f"dropped.{reason}", {"n": 0})
+            line = f"{reason}: {found['n']:,} rows removed"
+            if reason == "contamination" and found["n"]:
+                first = found["examples"][0]
+                line += f'; row {first["id"]} holds "{first["gram"]}" of {first["task"]}, '
+                line += f"item {first['item']}"
+            out.say(f"{line}.")
+        read, kept = metrics["read"], metrics["kept"]
+        out.say(
+            f"Kept {kept['rows']:,} of {read['rows']:,} rows, {kept['words']:,} of "
+            f"{read['words']:,} words."
+        )
+
+
+_REASONS = {"decontaminate": "contamination"}
+"""Of keys, where counts have another word."""
+
+_RULES = (
+    *("emoji", "length", "repetition", "language", "decontaminate", "exact", "near", "lines"),
+    *("phrases", "quality", "difficulty", "semantic"),
+)
+"""Keys of rules that remove rows, in the order in which they do."""
+
+
+def _stage(source: Rows | Source) -> Rows | None:
+    return source if isinstance(source, Rows) else source.stage
+
+
+def _called(source: Rows | Source) -> str:
+    """What a person calls a source."""
+    if (made := _stage(source)) is not None:
+        return made.name or made.key
+    assert isinstance(source, Source)
+    split = "" if source.split == "train" else source.split
+    parts = (source.path, source.name, source.data_files, split)
+    return " ".join(str(part) for part in parts if part)
