@@ -108,7 +108,7 @@ def _changed(planned: Planned, change: Change) -> Planned:
 def _changes(planned: Planned, memory: float) -> Iterator[Change]:
     """Changes to try, in order."""
     use, what = planned.record["use"], planned.stage
-    if use in ("sample", "evaluate"):
+    if use in ("sample", "evaluate", "ghost", "probe"):
         rows: int = what.rows or ROWS  # type: ignore[attr-defined]
         yield from ({"rows": rows >> halved} for halved in range(1, rows.bit_length()))
     if use not in totals.CONFIGS:

@@ -19,6 +19,7 @@ from align.estimate.memory import GIB, Parts
 from align.generation import decoding
 from align.generation.decoding import ROWS
 from align.generation.endpoint import Endpoint
+from align.scoring.judging import MOST
 from align.settings import Stage
 from align.shapes import Shape, Unknown
 from align.signatures import options
@@ -103,9 +104,13 @@ def _memory(what: Any, use: str) -> Parts:
             made = _trained(what, use)
             found.append(_scoring(made, _length(what, use, made.shape)))
         return max(found, key=_sum)
+    if use == "probe":
+        return _probing(what)
+    if use in ("sample", "ghost") and _served(what.engine):
+        return {}
+    if use == "ghost":
+        return _drawing(what.model, what.rows or ROWS, 1, what.generation)
     if use == "sample":
-        if isinstance(what.engine, Endpoint) and what.engine.probe == "name":
-            return {}  # a server has the weights
         found = [_drawing(what.model, what.rows or ROWS, d.n, d.generation) for d in what.drawn()]
         return max(found, key=_sum)
     if use == "score":
@@ -259,6 +264,24 @@ def _drawing(model: Model, rows: int, n: int, generation: dict[str, Any]) -> Par
     prompt = max(1, min(PROMPT, context - new))
     beside = memory.sampling(made.shape, made.width, rows, -(-rows // n), prompt, new)
     return {**made.parts, **beside}
+
+
+def _probing(what: Any) -> Parts:
+    """What answers and what judges: one model in turns, or two in memory together."""
+    rows = what.rows or ROWS
+    served = _served(what.engine)
+    drawn = {} if served else _drawing(what.model, rows, what.n, what.generation)
+    if what.judge_server is not None or (what.judge is None and served):
+        return drawn
+    judged = _drawing(what.judge or what.model, rows, 1, {"max_new_tokens": MOST})
+    if what.judge is None:
+        return max(drawn, judged, key=_sum)
+    return {**drawn, "judge": _sum(judged)}
+
+
+def _served(engine: Any) -> bool:
+    """Whether a server has the weights, and nothing is loaded here."""
+    return isinstance(engine, Endpoint) and engine.probe == "name"
 
 
 def _judges(what: Any) -> list[RewardModel]:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from serving import Fake, serve
 
-from align import models
+from align import models, recipe
 from align.artifacts import Conversations, Model
 from align.data import Source
 from align.errors import StageFailed
+from align.estimate import totals
 from align.generation.endpoint import Endpoint
 from align.out import Out
 from align.scoring import knowledge
@@ -236,3 +237,26 @@ def test_what_contradicts_itself_is_refused_before_anything_runs(model: Model) -
     greedy = {"generation": {"do_sample": False}}
     problems = dict(Probe(model=model, data=[], **both, **greedy).check())
     assert problems.keys() == {"judge", "known", "n"}
+
+
+def test_a_recipe_chains_both_data_stages_and_says_what_memory_they_take(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.jsonl").write_text('{"text": "A town."}\n')
+    (tmp_path / "dialogs.jsonl").write_text('{"prompt": "Hi", "response": "Hello."}\n')
+    (tmp_path / "recipe.yaml").write_text(
+        f"""base: {tiny_model}
+stages:
+  probe: {{model: base, data: texts.jsonl}}
+  judged: {{use: probe, model: base, data: texts.jsonl, judge: {tiny_model}}}
+  asked: {{use: probe, model: base, data: texts.jsonl, engine: "http://127.0.0.1:9/v1",
+          judge_server: {{url: "http://127.0.0.1:9/v1", model: large}}}}
+  ghost: {{model: base, data: dialogs.jsonl, instructions: [Answer in French.]}}
+  sft: {{model: base, data: [probe, ghost]}}
+"""
+    )
+    plan = recipe.read("recipe.yaml", ())
+    found = {name: totals.stage(stage).memory for name, stage in plan.stages.items()}
+    assert found["asked"] == {} and found["ghost"] and found["probe"]
+    assert found["judged"].keys() - found["probe"].keys() == {"judge"}
