@@ -1,28 +1,101 @@
-"""Whether a row is in a language that is wanted."""
+"""Whether a row is in a language that is wanted, by py3langid: offline, and the same every time."""
 
 from __future__ import annotations
 
-from pydantic import Field
+import importlib.util
+import io
+import lzma
+import zipfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
 
 from align.curation.rules import Rule, Said, Why
+from align.curation.texts import answers
+from align.extras import need
+from align.options import nearest
+from align.verifiers.languages import prose
+
+LETTERS = 50
+"""Fewer say too little: of Django's translations into 35 languages py3langid names the right one
+for 60 % with fewer than 20 letters, 89 % with 20 to 29, 96 % with 30 to 49, 98 % with 50 to 99 and
+99 % with more."""
+
+ENOUGH = 2000
+"""Characters after which nothing changes, and reading more takes time: 0.8 ms for 190 words."""
+
+NONE = "zxx"
+"""What is no language: markup, numbers."""
 
 
 class Language(Rule):
     """Rows whose answers are in another language; of prompts without answers, the prompts.
 
-    Code and addresses are left out. Rows of fewer than 20 letters stay.
+    Code and addresses are left out. Rows of fewer than 50 letters, and those that are no language
+    but numbers or markup, stay and are counted. Needs `pip install 'align-recipes[curate]'`.
     """
 
     keep: list[str] = Field(min_length=1)
-    """Codes, as `en`; `zh` is any Chinese."""
+    """Codes of py3langid, as `en`."""
 
-    at_least: float = Field(0.65, gt=0, le=1)
-    """The probability that it is one of them, as FineWeb asks for (arXiv 2406.17557)."""
+    at_least: float = Field(0.5, gt=0, le=1)
+    """The probability that it is one of them. FineWeb asks another detector for 0.65 (arXiv
+    2406.17557); here 0.5 removes 3 % of what is right and has 50 to 99 letters, 0.65 removes 7 %,
+    and neither keeps anything that is wrong, on Django's translations."""
+
+    @field_validator("keep")
+    @classmethod
+    def _known(cls, keep: list[str]) -> list[str]:
+        need("py3langid", "curate")
+        for code in keep:
+            if code not in (known := codes()):
+                hint = nearest(code, known) or f" There are {', '.join(known)}."
+                raise ValueError(f'py3langid knows no language "{code}".{hint}')
+        return keep
 
     def look(self, said: list[Said]) -> Why | None:
-        """`language`, with the likeliest language and its probability."""
-        raise NotImplementedError
+        """`language`, with the likeliest language and the probability of those that stay."""
+        text = _read(said)
+        if _letters(text) < LETTERS:
+            return None
+        likely = dict(_identifier().rank(text))
+        likeliest = max(likely, key=likely.__getitem__)
+        share = sum(likely.get(code, 0.0) for code in self.keep) / (1 - likely.get(NONE, 0.0))
+        if likeliest == NONE or share >= self.at_least:
+            return None
+        return Why("language", {"language": likeliest, "probability": round(share, 4)})
 
     def short(self, said: list[Said]) -> bool:
         """Whether a row says too little to tell: it stays, and is counted."""
-        raise NotImplementedError
+        return _letters(_read(said)) < LETTERS
+
+
+def _read(said: list[Said]) -> str:
+    texts = answers(said) or [text for _, text in said]
+    return prose("\n".join(texts)[:ENOUGH])
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalpha, text))
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+@cache
+def codes() -> list[str]:
+    """The languages that can be told, from the model's file: a plan loads no numpy for it."""
+    spec = importlib.util.find_spec("py3langid")
+    assert spec is not None and spec.submodule_search_locations is not None
+    file = Path(spec.submodule_search_locations[0]) / "data" / "model.npz.xz"
+    with zipfile.ZipFile(io.BytesIO(lzma.decompress(file.read_bytes()))) as archive:
+        array = archive.read("classes.npy")
+    begin = 10 + int.from_bytes(array[8:10], "little")  # NPY 1.0: magic, length of the header
+    letters = array[begin:].decode("utf-32-le")
+    return sorted({letters[i : i + 3].rstrip("\0") for i in range(0, len(letters), 3)} - {NONE})
