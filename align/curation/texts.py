@@ -35,5 +35,9 @@ def beside_code(text: str, change: Callable[[str], str]) -> str:
 
 
 def tie(row: Row) -> int:
-    """64 bits that follow from all that a row holds: what draws and ties go by, never its place."""
-    return exact.number(json.dumps(row, sort_keys=True, ensure_ascii=False))
+    """64 bits that follow from what a row holds: what draws and ties go by.
+
+    Its id is no part of it, which may be its place in a file.
+    """
+    held = {key: value for key, value in row.items() if key != "id"}
+    return exact.number(json.dumps(held, sort_keys=True, ensure_ascii=False))
