@@ -131,15 +131,15 @@ def _not_alike(
 ) -> str:
     """What is wrong with a row that is not what the first one is."""
     place = f"{name}, row {number}"
-    if isinstance(row, dict):
+    if isinstance(row, dict) and not forms.FORMS[form.name].has_columns(row):
         try:
-            other = forms.recognise(row, kind, name)
+            other = forms.recognise(row, kind, name).words
         except StageFailed:
-            other = form
-        if other.name != form.name:
+            other = ""
+        if other:
             return (
-                f"{place} is {other.words}, and the first row is {form.words}. Put them in two "
-                "files, or make their columns alike with `columns:`."
+                f"{place} is {other}, and the first row is {form.words}. Put them in two files, "
+                "or make their columns alike with `columns:`."
             )
     fact = str(error)
     if isinstance(error, KeyError):

@@ -179,13 +179,15 @@ def _json(path: Path, content: bytes, broken: Broken | None) -> Iterator[Row]:
 def _one(path: Path, number: int, line: bytes, broken: Broken | None) -> Iterator[Row]:
     """The row of a line of JSON, or none where it is broken and somebody takes it."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.strip())
     except UnicodeDecodeError:
         if broken is None:
             _decoded(path, number, line)
         fact, row = "is not UTF-8", None
-    except (json.JSONDecodeError, RecursionError) as error:
-        fact, row = f"is damaged JSON: {error}", None
+    except json.JSONDecodeError as error:
+        fact, row = f"is damaged JSON: {error.msg} at character {error.colno}", None
+    except RecursionError:
+        fact, row = "is damaged JSON: it is nested too deeply", None
     else:
         fact = "is not an object with columns"
     if isinstance(row, dict):

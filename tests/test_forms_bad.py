@@ -1,0 +1,281 @@
+"""What is wrong with data: refused with a sentence, or dropped with a count."""
+
+import bz2
+import gzip
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from align import data
+from align.artifacts import Conversations, Preferences, Prompts, Rows, Text
+from align.data import Source
+from align.errors import StageFailed
+from align.out import Out
+
+Row = dict[str, Any]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Out:
+    return Out(tmp_path, tmp_path)
+
+
+def read(path: Path, kind: type[Rows], out: Out | None = None, **keys: Any) -> list[Row]:
+    return list(data.read(Source(path=str(path), **keys), kind, out))
+
+
+def talk(*turns: str) -> list[Row]:
+    """ "u:Hi" is a message of the user."""
+    roles = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
+    return [{"role": roles[turn[0]], "content": turn[2:]} for turn in turns]
+
+
+# -- what is dropped -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "why"),
+    [
+        (Conversations, {"messages": talk("u:", "a:Hello")}, "empty_turn"),
+        (Conversations, {"messages": talk("u:Hi", "a:\n", "u:So?", "a:Yes")}, "empty_turn"),
+        (Conversations, {"messages": talk("u:Hi", "a:Hello", "u:So?", "a:")}, "empty_turn"),
+        (Conversations, {"messages": talk("u:Hi", "u:So?", "a:Yes")}, "two_in_a_row"),
+        (Conversations, {"messages": talk("u:Hi", "a:One", "a:Two")}, "two_in_a_row"),
+        (Conversations, {"messages": talk("a:Hello", "u:Hi", "a:Yes")}, "assistant_first"),
+        (Conversations, {"messages": talk("s:Be", "a:Hello", "u:Hi", "a:Yes")}, "assistant_first"),
+        (Conversations, {"messages": talk("u:Hi", "a:")}, "no_answer"),
+        (Conversations, {"messages": None}, "null"),
+        (
+            Conversations,
+            {"messages": [{"role": "user", "content": None}, *talk("a:Hi")]},
+            "empty_turn",
+        ),
+        (Conversations, {"prompt": "Hi", "completion": None}, "null"),
+        (Conversations, {"instruction": None, "output": "Hello"}, "null"),
+        (Prompts, {"prompt": None}, "null"),
+        (Prompts, {"prompt": " "}, "empty_turn"),
+        (Prompts, {"messages": talk("a:Hello")}, "no_question"),
+        (Text, {"text": None}, "null"),
+        (Text, {"text": "\n"}, "empty"),
+        (Preferences, {"prompt": "Hi", "chosen": None, "rejected": "No"}, "null"),
+        (
+            Preferences,
+            {"prompt": talk("u:Hi", "u:So?"), "chosen": "a", "rejected": "b"},
+            "two_in_a_row",
+        ),
+        (Preferences, {"prompt": "", "chosen": "a", "rejected": "b"}, "empty_turn"),
+        (Preferences, {"prompt": "Hi", "ranked": ["a", "a"]}, "equal_answers"),
+        (
+            Preferences,
+            {"prompt": "Hi", "chosen": "a", "rejected": "b", "strength": None},
+            "null",
+        ),
+    ],
+)
+def test_what_nobody_should_train_on_is_dropped_and_counted(
+    tmp_path: Path, out: Out, kind: type[Rows], row: Row, why: str
+) -> None:
+    good: Row = {"text": "a", "prompt": "Hi"}
+    good |= {
+        key: {"messages": talk("u:Hi", "a:Yes"), "ranked": ["a", "b"]}.get(key, key) for key in row
+    }
+    good |= {"prompt": "Hi"} | ({"strength": "better"} if "strength" in row else {})
+    lines = [json.dumps({key: good[key] for key in row}), json.dumps(row)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert len(read(tmp_path / "a.jsonl", kind, out)) == 1
+    assert {name: entry["n"] for name, entry in out.counts.items()} == {f"dropped.{why}": 1}
+    assert out.counts[f"dropped.{why}"]["examples"][0]["row"] == 2
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        talk("s:", "u:Hi", "a:Yes"),
+        [
+            *talk("u:Hi"),
+            {"role": "assistant", "content": "", "tool_calls": [{}]},
+            *talk("t:", "a:Yes"),
+        ],
+        [*talk("u:Hi"), {"role": "assistant", "tool_calls": [{}]}, *talk("t:1", "t:2", "a:Yes")],
+    ],
+)
+def test_an_empty_system_message_and_what_tools_say_are_no_empty_turns(
+    tmp_path: Path, said: list[Row]
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": said}))
+    assert len(read(tmp_path / "a.jsonl", Conversations)) == 1
+
+
+def test_the_same_id_twice_is_counted(tmp_path: Path, out: Out) -> None:
+    lines = [json.dumps({"id": "x", "text": text}) for text in "abc"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert [row["id"] for row in read(tmp_path / "a.jsonl", Text, out)] == ["x", "x-1", "x-2"]
+    assert out.counts["duplicate_ids"] == {
+        "n": 2,
+        "examples": [{"id": "x", "called": "x-1"}, {"id": "x", "called": "x-2"}],
+    }
+
+
+def test_a_row_of_ten_megabytes_is_read_and_shown_short(tmp_path: Path, out: Out) -> None:
+    long = "word " * 2_000_000
+    rows = [{"prompt": "Hi", "completion": long}, {"prompt": long, "completion": ""}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (row,) = read(tmp_path / "a.jsonl", Conversations, out)
+    assert len(row["messages"][1]["content"]) == 10_000_000
+    assert len(json.dumps(out.counts)) < 1000
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "Hi", "completion": [{"role": long}]}))
+    with pytest.raises(StageFailed) as error:
+        read(tmp_path / "b.jsonl", Conversations)
+    assert len(str(error.value)) < 1000
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+OK = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "sentence"),
+    [
+        (
+            '{"prompt": "a", "completion": "b"}',
+            Conversations,
+            r"row 2 is conversations from prompt, completion \(format: answers\), and the first "
+            r"row is conversations from messages \(format: messages\)\. Put them in two files",
+        ),
+        ('{"said": "a"}', Conversations, 'row 2: "messages or conversations or text" is missing'),
+        (
+            '{"messages": [{"role": "critic", "content": "a"}]}',
+            Conversations,
+            "\"messages\" has the role 'critic', which is not known. Roles are system, .*gpt",
+        ),
+        ('{"messages": [{"content": "a"}]}', Conversations, 'row 2: "role" is missing'),
+        ('{"messages": [{"role": 1, "content": "a"}]}', Conversations, "the role the number 1"),
+        ('{"messages": ["a"]}', Conversations, "\"messages\" holds 'a' where a message should be"),
+        (
+            '{"messages": [{"role": "user", "content": 12}]}',
+            Conversations,
+            'row 2: "messages" holds a message of user with the number 12 where a',
+        ),
+        (
+            '{"messages": 2.5}',
+            Prompts,
+            '"messages" is the number 2.5, and must be a text or a list',
+        ),
+        ('{"messages": ', Conversations, r"line 2 is damaged JSON: .* It begins: .* broken: drop"),
+        ('["messages"]', Conversations, "line 2 is not an object with columns"),
+        ("[" * 100_000, Conversations, "line 2 is damaged JSON"),
+    ],
+)
+def test_a_row_that_is_not_like_the_first_is_a_sentence(
+    tmp_path: Path, line: str, kind: type[Rows], sentence: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(f"{OK}\n{line}\n")
+    with pytest.raises(StageFailed, match=sentence) as error:
+        read(tmp_path / "a.jsonl", kind)
+    assert "a.jsonl" in str(error.value)
+
+
+def test_broken_lines_are_dropped_if_asked_and_shown(tmp_path: Path, out: Out) -> None:
+    lines = [b'{"text": "a"}', b'{"text": "b', b"[1]", b'{"text": "\xe9"}', b'{"text": "c"}']
+    for name in ("a.jsonl", "a.json"):
+        (tmp_path / name).write_bytes(
+            b"\n".join(lines[: 4 if name == "a.jsonl" else 3]) + b"\n" + lines[4]
+        )
+        made = read(tmp_path / name, Text, out, broken="drop")
+        assert [row["text"] for row in made] == ["a", "c"]
+    assert out.counts["dropped.broken_line"]["n"] == 5
+    first, second, third, *_ = out.counts["dropped.broken_line"]["examples"]
+    assert first["line"] == 2 and first["begins"] == '{"text": "b'
+    assert "damaged JSON: Unterminated string" in first["fact"]
+    assert (second["line"], second["fact"]) == (3, "is not an object with columns")
+    assert (third["line"], third["fact"]) == (4, "is not UTF-8")
+    (tmp_path / "a.csv").write_text("text,n\na,1\nb,2,3\n")
+    assert len(read(tmp_path / "a.csv", Text, out, broken="drop")) == 1
+    assert len(read(tmp_path / "a.jsonl", Text, broken="drop", split="train[1:]")) == 1
+    assert len(read(tmp_path / "a.jsonl", Text, out, broken="drop", count=1)) == 1
+    assert out.counts["dropped.broken_line"]["n"] == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.jsonl", '{"text": "né"}'.encode("utf-16"), r"is UTF-16.*iconv -f UTF-16 -t UTF-8 a\.j"),
+        ("a.csv", "text\nné\n".encode("utf-16"), "is UTF-16"),
+        (
+            "a.json",
+            b'[\n{"text": "a"},\n{"text": "n\xe9"}]',
+            r"line 3 is not UTF-8: byte \d+ of it",
+        ),
+        ("a.csv", b"text\na\nn\xe9\n", r"line 3 is not UTF-8: byte 2 .*iconv -f WINDOWS-1252 .* >"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-20], "cut short or damaged"),
+        ("a.jsonl.xz", lzma.compress(b'{"text": "a"}\n' * 99)[:-20], "cut short or damaged"),
+        ("a.jsonl.bz2", bz2.compress(b'{"text": "a"}\n' * 99)[:-20], "cut short or damaged"),
+        ("a.jsonl.zst", b"no zstd", "cannot be read"),
+        ("a.jsonl.lz4", b"", "files are read that end in .jsonl"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_a_sentence(
+    tmp_path: Path, name: str, content: bytes, sentence: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StageFailed, match=sentence) as error:
+        read(tmp_path / name, Text)
+    assert name in str(error.value)
+
+
+# -- how many ------------------------------------------------------------------------------------
+
+
+def numbers(path: Path, texts: range) -> Path:
+    path.write_text("".join(json.dumps({"text": str(text)}) + "\n" for text in texts))
+    return path
+
+
+def drawn(path: Path, seed: int = 0, **keys: Any) -> set[int]:
+    rows = data.mix([Source(path=str(path), **keys)], Text, seed, None)
+    return {int(row["text"]) for row in rows}
+
+
+def test_a_count_draws_rows_by_seed_whatever_their_order(tmp_path: Path) -> None:
+    up = numbers(tmp_path / "a.jsonl", range(1000))
+    down = numbers(tmp_path / "b.jsonl", range(999, -1, -1))
+    found = drawn(up, count=100)
+    assert len(found) == 100 and found == drawn(down, count=100)
+    assert found != drawn(up, seed=1, count=100)
+    assert found < drawn(up, count=101)
+    assert sum(found) / 100 == pytest.approx(499.5, abs=4 * 289 / 10)
+    in_order = [int(row["text"]) for row in read(up, Text, count=100)]
+    assert in_order == sorted(found)
+
+
+def test_a_count_above_what_there_is_is_a_sentence(tmp_path: Path) -> None:
+    path = numbers(tmp_path / "a.jsonl", range(10))
+    assert len(drawn(path, count=10)) == 10
+    with pytest.raises(StageFailed, match=r"has 10 rows .* asks for 11\. .* repeat rows with `wei"):
+        drawn(path, count=11)
+    with pytest.raises(ValidationError, match='"count" and "weight" both say how many'):
+        Source(path="a.jsonl", count=3, weight=2.0)
+
+
+def test_rows_whose_prompts_stand_elsewhere_are_left_out(tmp_path: Path, out: Out) -> None:
+    rows = [{"prompt": f"Question {n}?", "completion": f"{n}"} for n in range(10)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    held = [
+        {"chosen": talk("u:question  3?", "a:x"), "rejected": talk("u:question  3?", "a:y")},
+        {
+            "chosen": talk("u:Question 5?", "a:x", "u:And?", "a:z"),
+            "rejected": talk("u:Question 5?", "a:x", "u:And?", "a:y"),
+        },
+    ]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, held)))
+    without = [Source(path=str(tmp_path / "b.jsonl"))]
+    made = read(tmp_path / "a.jsonl", Conversations, out, without=without)
+    assert [row["messages"][1]["content"] for row in made] == list("01246789")
+    assert out.counts["dropped.prompt_elsewhere"]["n"] == 2
+    with pytest.raises(StageFailed, match="Documents have no prompts"):
+        read(numbers(tmp_path / "c.jsonl", range(3)), Text, without=without)
