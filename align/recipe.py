@@ -340,10 +340,9 @@ class _Reading:
         }
         stage = reader.block(cls, block, path, given)
         inputs = () if stage is BAD else records.inputs(stage)
-        made = makes(cls, [] if stage is BAD else records.consumed(stage))
         if stage is BAD:
-            return None, made
-        made = made or stage.makes()
+            return None, makes(cls)
+        made = stage.makes() or makes(cls, records.consumed(stage))
         if made is None:
             annotation = inspect.get_annotations(cls.run).get("return")
             message = f"What it makes is not clear: run() is annotated with {annotation!r}."

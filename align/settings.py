@@ -68,7 +68,7 @@ class Stage(Settings):
         return ()
 
     def makes(self) -> type[Artifact] | None:
-        """What it makes, where neither `run`'s annotation nor its inputs say; None: they do."""
+        """What it makes, where its settings say so; None: `run`'s annotation does, or its inputs."""
         return None
 
     def run(self, out: Out) -> Artifact:
