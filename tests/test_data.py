@@ -1,7 +1,9 @@
 """Data sources and the normal forms of rows."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -153,23 +155,72 @@ def test_files_of_all_formats_hold_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps(rows))
     (tmp_path / "c.json").write_text(json.dumps({"version": 1, "data": rows}))
     (tmp_path / "d.json").write_text(lines)
-    with gzip.open(tmp_path / "e.jsonl.gz", "wt") as file:
-        file.write(lines)
+    packed = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd}
+    for suffix, compress in packed.items():
+        (tmp_path / f"e.jsonl.{suffix}").write_bytes(compress(lines.encode()))
     cells = "\n".join(f"{row['prompt']},{row['completion']}" for row in rows)
     (tmp_path / "f.csv").write_text("prompt,completion\n" + cells)
+    (tmp_path / "f.tsv.xz").write_bytes(
+        lzma.compress(("prompt,completion\n" + cells).replace(",", "\t").encode())
+    )
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "g.parquet")
     expected = read(tmp_path / "a.jsonl", Conversations)
     assert len({row["id"] for row in expected}) == 20
-    for name in ("b.json", "c.json", "d.json", "e.jsonl.gz", "f.csv", "g.parquet"):
-        assert read(tmp_path / name, Conversations) == expected, name
+    for path in sorted(tmp_path.iterdir()):
+        assert read(path, Conversations) == expected, path
     for keys in (
         {"data_files": str(tmp_path / "a.jsonl")},
         {"data_files": [str(tmp_path / "b.json")]},
     ):
         assert list(data.read(Source(path="json", **keys), Conversations, None)) == expected
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/a.jsonl").write_text(lines)
+    for part in range(2):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        half = lines.splitlines(keepends=True)[part * 10 : part * 10 + 10]
+        packed = zstd("".join(half).encode())
+        (tmp_path / f"folder/part-{part}.jsonl.zst").write_bytes(packed)
     assert read(tmp_path / "folder", Conversations) == expected
+    assert read(tmp_path / "folder", Conversations, split="train[15:]") == expected[15:]
+
+
+def zstd(content: bytes) -> bytes:
+    import pyarrow
+
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
+
+
+def test_a_folder_has_the_splits_that_its_files_are_called_by(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": split}) + "\n{")
+    (tmp_path / "notes.txt").write_text("not data")
+    for split in ("train", "test"):
+        (row,) = read(tmp_path, Text, split=split, broken="drop")
+        assert row["text"] == split
+    with pytest.raises(StageFailed, match='has no split "dev". It has train, test.'):
+        read(tmp_path, Text, split="dev")
+    with pytest.raises(StageFailed, match=r"test\.jsonl, line 2 is damaged JSON"):
+        read(tmp_path, Text, split="test")
+
+
+def test_a_stream_is_sliced_and_counted_without_a_copy_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "a.txt").write_text("".join(f"line {n}\n" for n in range(50)))
+    keys: dict[str, Any] = {"path": "text", "data_files": str(tmp_path / "a.txt")}
+
+    def stream(**more: Any) -> list[str]:
+        source = Source(**keys, streaming=True, **more)
+        return [row["text"] for row in data.mix([source], Text, 0, None)]
+
+    assert stream() == [f"line {n}" for n in range(50)]
+    assert stream(split="train[10:13]") == ["line 10", "line 11", "line 12"]
+    assert stream(split="train[48:]") == ["line 48", "line 49"]
+    assert len(stream(count=7)) == 7 and len(stream(weight=2.0)) == 100
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+    with pytest.raises(StageFailed, match=r"cannot be taken of a stream.*train\[1000:2000\]"):
+        stream(split="train[10%:]")
 
 
 @pytest.mark.parametrize(
