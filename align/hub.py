@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from align import credentials
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 Kind = Literal["model", "dataset"]
 
@@ -55,6 +58,8 @@ def offline() -> bool:
 def resolve(kind: Kind, name: str, revision: str | None) -> str:
     """The commit that a name means, asking the hub where the cache does not know.
 
+    An adapter is fetched at once: it is small, and what it is put on stands in its files alone.
+
     Raises:
         LookupError: it does not, and the hub cannot be asked or does not know either.
     """
@@ -67,18 +72,25 @@ def resolve(kind: Kind, name: str, revision: str | None) -> str:
             "(HF_HUB_OFFLINE). Download it, name a directory, or go online"
         )
     from httpx2 import HTTPError
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelInfo, snapshot_download
 
     try:
         info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=20)
         if info.gated:  # everyone may know of it: its files are what must be asked for
             HfApi().auth_check(name, repo_type=kind)
+        if isinstance(info, ModelInfo) and _is_adapter(info):
+            snapshot_download(name, revision=info.sha)
     except (HTTPError, OSError) as error:
         fact, remedy = reason(error)
         raise LookupError(
             f"it is not in the local cache, and {fact}. {remedy} Or name a copy on this machine"
         ) from None
     return str(info.sha)
+
+
+def _is_adapter(info: ModelInfo) -> bool:
+    files = {file.rfilename for file in info.siblings or ()}
+    return "adapter_config.json" in files and "config.json" not in files
 
 
 def reason(error: Exception) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import pytest
 from hub_server import OTHER, Hub
 
-from align.hub import Kind, resolve
+from align.hub import Kind, resolve, snapshot
 
 LOGIN = "Log in (`hf auth login`), or set HF_TOKEN."
 
@@ -25,6 +25,18 @@ def test_a_name_means_the_commit_its_branch_or_tag_is_at(hub: Hub, kind: Kind) -
     second = hub.commit(repository, "refs/heads/main", "more", {"a": hub.keep(b"a")})
     assert resolve(kind, "me/it", None) == resolve(kind, "me/it", "main") == second.sha
     assert resolve(kind, "me/it", "v1") == resolve(kind, "me/it", first.sha) == first.sha
+
+
+def test_an_adapter_is_fetched_as_its_files_say_what_it_is_put_on(hub: Hub) -> None:
+    names = "adapter_config.json", "adapter_model.safetensors"
+    for name, more in (("adapter", ()), ("model", ("config.json",))):
+        repository = hub.create(f"models/me/{name}")
+        files = {path: hub.keep(b"{}") for path in (*names, *more)}
+        hub.commit(repository, "refs/heads/main", "files", files)
+        assert resolve("model", f"me/{name}", None) == repository.at("main").sha
+    folder = snapshot("model", "me/adapter", hub.repositories["models/me/adapter"].at("main").sha)
+    assert folder is not None and all((folder / name).is_file() for name in names)
+    assert not hub.asked("models/me/model/resolve")
 
 
 def test_what_is_not_there_or_is_for_others_is_a_sentence(
