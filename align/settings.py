@@ -68,7 +68,7 @@ class Stage(Settings):
         return ()
 
     def makes(self) -> type[Artifact] | None:
-        """What it makes, where its settings say so; None: `run`'s annotation does, or its inputs."""
+        """What it makes, where its settings say it; None: the annotation of `run` does."""
         return None
 
     def run(self, out: Out) -> Artifact:
