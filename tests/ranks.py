@@ -24,13 +24,16 @@ from align.stages.reward_model import TrainRewardModel
 from align.stages.sft import Sft
 
 KINDS: dict[str, type[Stage]] = {"sft": Sft, "dpo": Dpo, "reward_model": TrainRewardModel}
+OTHER = {"prompt": "{prompt}?"}
 TRAINER = {"max_steps": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 2}
 
 
 def stage(kind: str, model: str, data: str, settings: dict[str, Any]) -> Stage:
-    """A stage of four steps of eight rows on the base in `model`; `eval_data: true` is its data."""
+    """A stage of four steps of eight rows on the base in `model`; `eval_data: true` is its data
+    with other prompts.
+    """
     if settings.get("eval_data"):
-        settings = {**settings, "eval_data": [Source(path=data)]}
+        settings = {**settings, "eval_data": [Source(path=data, columns=OTHER)]}
     base = Model(Path(model), spec={"base": {"path": model}, "quantization": None})
     trainer = {**TRAINER, **settings.get("trainer", {})}
     values = {"model": base, "data": [Source(path=data)], "batch_size": 8, "seed": 7}

@@ -302,7 +302,8 @@ def test_numbers_belong_to_pairs_and_not_to_places(
 def test_a_short_run_computes_only_what_it_reaches(
     run: Make, source: Source, computed: list[int]
 ) -> None:
-    made = run("short", batch_size=2, trainer={"max_steps": 2}, eval_data=[source])
+    held_out = Source(path=source.path, columns={"prompt": "{prompt}?"})
+    made = run("short", batch_size=2, trainer={"max_steps": 2}, eval_data=[held_out])
     assert computed == [4, 6], "and all pairs that are held out"
     assert len(steps(made)) == 2
 

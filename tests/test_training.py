@@ -36,6 +36,13 @@ def changed(stage: Sft, **settings: Any) -> Sft:
     return Sft(**{**dict(stage), **settings})
 
 
+def held_out(stage: Sft) -> list[Source]:
+    """The same answers to other prompts."""
+    (source,) = stage.data
+    assert isinstance(source, Source)
+    return [Source(path=source.path, columns={"prompt": "{prompt}?"})]
+
+
 def weights(path: Path) -> bytes:
     return next(path.glob("*/*.safetensors")).read_bytes()
 
@@ -432,7 +439,7 @@ def test_with_eval_data_the_best_checkpoint_becomes_the_model(stage: Sft, tmp_pa
         "lr_scheduler_type": "constant",
     }
     out = new(tmp_path / "a")
-    made = changed(stage, eval_data=stage.data, patience=2, trainer=trainer).run(out)
+    made = changed(stage, eval_data=held_out(stage), patience=2, trainer=trainer).run(out)
     lines = metrics(out.path)
     losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     best = min(losses.values())
@@ -440,7 +447,7 @@ def test_with_eval_data_the_best_checkpoint_becomes_the_model(stage: Sft, tmp_pa
     assert len(losses) < 12 or list(losses.values())[-1] != best
     network = models.load(made)
     tokenizer = models.tokenizer(made)
-    rows = list(changed(stage)._rows(stage.data, tokenizer, 256, new(tmp_path / "b")))
+    rows = list(changed(stage)._rows(held_out(stage), tokenizer, 256, new(tmp_path / "b")))
     total = count = 0.0
     with torch.no_grad():
         for row in rows:
@@ -455,7 +462,7 @@ def test_a_killed_stage_stops_as_early_as_an_uninterrupted_one(
     stage: Sft, tmp_path: Path, killed_at: Callable[[Sft, Path, int], None]
 ) -> None:
     trainer = {**TRAINER, "max_steps": 12, "learning_rate": 0.2, "eval_steps": 1, "save_steps": 1}
-    stage = changed(stage, eval_data=stage.data, patience=2, trainer=trainer)
+    stage = changed(stage, eval_data=held_out(stage), patience=2, trainer=trainer)
     stage.run(new(tmp_path / "whole"))
     last = metrics(tmp_path / "whole")[-1]["step"]
     assert last < 12, "it must stop early, or the test shows nothing"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from align import data, launch, losses, models, training
+from align import data, launch, losses, models, splits, training
 from align.adapters import carried
 from align.artifacts import Model, Preferences
 from align.data import Source
@@ -96,6 +96,7 @@ class Dpo(Stage):
         from align.preference import PairCollator, PairTrainer, pairs
         from align.reference import Reference
 
+        splits.refuse_overlap(self.data, self.eval_data, Preferences, self.seed)
         how: dict[str, Any] = {"lora": self.lora, "quantization": self.quantization}
         tokenizer = models.tokenizer(self.model)
         half = models.half(self.model, **how)

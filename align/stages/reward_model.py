@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from align import data, models, training
+from align import data, models, splits, training
 from align.artifacts import Model, Preferences, RewardModel, read_json
 from align.data import Source
 from align.gates import held_out
@@ -109,6 +109,7 @@ class TrainRewardModel(Stage):
 
         from align.preference import ScoreTrainer, dialogs, hold_out, pairs
 
+        splits.refuse_overlap(self.data, self.eval_data, Preferences, self.seed)
         how: dict[str, Any] = {"lora": self.lora, "quantization": self.quantization}
         tokenizer = models.tokenizer(self.model)
         half = models.half(self.model, **how)
@@ -125,9 +126,6 @@ class TrainRewardModel(Stage):
         made = rows(self.data)
         if self.eval_data:
             held_out = rows(self.eval_data, "eval.")
-            if shared := len(set(held_out["prompt"]) & set(made["prompt"])):
-                out.count("eval.prompts_also_in_data", shared)
-                out.say(f"{shared} prompts of eval_data are in data too: the accuracy flatters.")
         else:
             made, held_out = hold_out(made, self.holdout, self.seed)
         trainer = ScoreTrainer(

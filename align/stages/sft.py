@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from align import chat, data, models, training
+from align import chat, data, models, splits, training
 from align.artifacts import Conversations, Model
 from align.data import Source
 from align.launch import Launch
@@ -59,6 +59,7 @@ class Sft(Stage):
         class Trainer(training.Ordered, SFTTrainer):  # type: ignore[misc]
             """TRL's, in our order."""
 
+        splits.refuse_overlap(self.data, self.eval_data, Conversations, self.seed)
         tokenizer = models.tokenizer(self.model)
         how: dict[str, Any] = {"lora": self.lora, "quantization": self.quantization}
         packed = self.trainer.get("packing", False)

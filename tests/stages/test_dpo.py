@@ -195,18 +195,19 @@ def test_the_models_context_is_a_limit_too(
 def test_the_best_checkpoint_on_held_out_pairs_becomes_the_model(
     tiny_model: Path, pairs: Source, run: Make
 ) -> None:
+    held_out = Source(path=pairs.path, columns={"prompt": "{prompt}?"})
     for name, settings in (("full", {}), ("adapter", {"lora": LORA})):
         made = run(
             name,
             model=base(tiny_model),
             data=[pairs],
-            eval_data=[pairs],
+            eval_data=[held_out],
             trainer={**QUICK, "eval_steps": 1},
             **settings,
         )
         numbers = json.loads((made.path / "metrics.json").read_text())
         assert numbers["eval_loss"] < math.log(2)
-    again = run("again", model=made, data=[pairs], eval_data=[pairs])
+    again = run("again", model=made, data=[pairs], eval_data=[held_out])
     assert steps(again)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert not (again.path / "adapter" / "ref").exists()
 

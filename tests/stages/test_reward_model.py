@@ -240,16 +240,18 @@ def test_one_prompt_cannot_be_held_out(make: Callable[..., Any]) -> None:
     assert "accuracy" not in made.metrics
 
 
-def test_held_out_prompts_that_were_trained_on_are_said(
-    make: Callable[..., Any], write_rows: Write, capsys: pytest.CaptureFixture[str]
+def test_held_out_prompts_that_are_trained_on_are_refused(
+    make: Callable[..., Any], write_rows: Write
 ) -> None:
     other = [{**row, "rejected": "No!"} for row in polite(12)]
     held_out = Source(path=str(write_rows("held_out.jsonl", other)))
-    made = make(polite(8), eval_data=[held_out], gate=None, trainer={**QUICK, "max_steps": 4})
+    settings: dict[str, Any] = {"gate": None, "trainer": {**QUICK, "max_steps": 4}}
+    with pytest.raises(StageFailed, match="8 prompts of eval_data are in data too, in 8 of its"):
+        make(polite(8), "refused", eval_data=[held_out], **settings)
+    apart = Source(path=held_out.path, columns={"prompt": "{prompt}?"})
+    made = make(polite(8), eval_data=[apart], **settings)
     assert made.metrics["held_out"] == 12 and "eval_loss" in made.metrics
     assert made.counts["pairs"]["n"] == 8 and made.counts["eval.pairs"]["n"] == 12
-    assert made.counts["eval.prompts_also_in_data"]["n"] == 8
-    assert "8 prompts of eval_data are in data too" in capsys.readouterr().err
 
 
 def test_long_pairs_and_equal_answers_are_dropped_and_counted(make: Callable[..., Any]) -> None:
