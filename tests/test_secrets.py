@@ -37,7 +37,9 @@ def no_secrets_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize("what", sorted({*credentials.LOOKS, "a private key", "a password"}))
+@pytest.mark.parametrize(
+    "what", sorted({name for name, *_ in credentials.FORMS} | {"a private key", "a password"})
+)
 def test_every_kind_of_key_is_found_and_never_repeated(tmp_path: Path, what: str) -> None:
     (tmp_path / "card.md").write_text(f"# A card\n\nUse `{TOKENS[what]}` to load it.\n")
     assert secrets.find(tmp_path) == [
