@@ -135,15 +135,13 @@ class Questions:
         found: dict[int, dict[int, Hit]] = {}
         for i, row in enumerate(rows):
             for number in self._whole.get(read.key(i), ()):
-                start = int(read.starts[i])
-                gram = " ".join(read.words[start : start + min(RUN, int(read.lengths[i]))])
+                gram = read.run(int(read.starts[i]), min(RUN, int(read.lengths[i])))
                 found.setdefault(row, {})[number] = Hit(*self._places[number], "exact", gram)
         for row, shared in self._shared(read, rows).items():
             for number in sorted({number for run in shared for number in self._with[run]}):
                 if number not in found.get(row, ()) and self._stands(number, shared):
                     place = min(shared[run] for run in self._runs[number] if run in shared)
-                    gram = " ".join(read.words[place : place + RUN])
-                    hit = Hit(*self._places[number], "partial", gram)
+                    hit = Hit(*self._places[number], "partial", read.run(place, RUN))
                     found.setdefault(row, {})[number] = hit
         return {row: list(hits.values()) for row, hits in found.items()}
 

@@ -26,7 +26,7 @@ from align import processes
 from align.curation import minhash
 from align.curation.looking import BANDS, GRAMS, ROWS, Looker, Lot, encoded, removed
 from align.curation.rules import Row, Why, said
-from align.curation.words import Numbers, lots, starts
+from align.curation.words import Numbers, Texts, lots, starts
 from align.errors import StageFailed
 from align.out import EXAMPLES, Out
 from align.verifiers.cores import cores
@@ -46,6 +46,7 @@ def look(rows: Iterable[tuple[int, Row]], looker: Looker, out: Out) -> Table:
     """
     shutil.rmtree(looker.folder, ignore_errors=True)  # of a run that was killed: it begins anew
     looker.folder.mkdir(parents=True)
+    Texts([" "])  # makes tables that all processes share
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     count = cores()
     found: list[Lot] = []
@@ -102,7 +103,7 @@ class Table:
         columns: dict[str, NDArray[Any]] = {}
         for name in list(lots[0].columns) if lots else ():
             columns[name] = np.concatenate([lot.columns.pop(name) for lot in lots])
-        order = np.lexsort((columns.pop("id"), columns.pop("tie"), -columns.pop("score")))
+        order = np.lexsort((columns.pop("id"), columns.pop("holds"), -columns.pop("score")))
         self._rank = np.empty(len(order), np.int64)
         """Which of several rows stays: the lowest. It follows from what they hold."""
 
@@ -112,11 +113,13 @@ class Table:
         self._same = np.arange(len(order))
         """Of a row that repeats another, that one; else itself."""
 
-        self._files = {
-            (lot.by, name): (folder / f"{name}-{lot.by}").open("rb")
-            for lot in lots
-            for name in lot.at
-        }
+        named = {(lot.by, name) for lot in lots for name in lot.at}
+        self._files = {(by, name): (folder / f"{name}-{by}").open("rb") for by, name in named}
+
+    def close(self) -> None:
+        """Let go of the files; the numbers stay."""
+        for file in self._files.values():
+            file.close()
 
     def exact(self) -> None:
         """Of rows that say the same remove all but the one that comes first by rank."""

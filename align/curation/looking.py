@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from align.curation import minhash
 from align.curation.contamination import Questions, texts
-from align.curation.exact import content, number, score
+from align.curation.exact import content, dumps, holds, number, score
 from align.curation.heuristics import Emoji
 from align.curation.language import Language
 from align.curation.near import Near
@@ -66,7 +66,6 @@ class Looker:
         rows = [self._changed(row, out) for row in rows]
         read = self.read(rows)
         why = [a or b for a, b in zip(first, self.judge(rows, read, out), strict=True)]
-        rests = [json.dumps({k: v for k, v in row.items() if k != "id"}) for row in rows]
         lines = [
             encoded(row if one is None else removed(row, one))
             for row, one in zip(rows, why, strict=True)
@@ -78,7 +77,7 @@ class Looker:
             "words": read.count(read.said).astype(np.uint32),
             "content": np.array([content(row) for row in rows], np.uint64),
             "score": np.array([score(row) for row in rows]),
-            "tie": np.array([number(rest) for rest in rests], np.uint64),
+            "holds": np.array([holds(row) for row in rows], np.uint64),
             "id": np.array([number(row["id"]) for row in rows], np.uint64),
         }
         at = {ROWS: self._write(ROWS, b"".join(lines))}
@@ -115,8 +114,7 @@ class Looker:
         rules = [*self.rules, *([self.language] if self.language else [])]
         hits = self.questions.find(read.texts, read.of) if self.questions else {}
         found: list[Why | None] = []
-        for i, row in enumerate(rows):
-            heard = said(row)
+        for i, (row, heard) in enumerate(zip(rows, read.heard, strict=True)):
             why = next((why for rule in rules if (why := rule.look(heard))), None)
             if self.language is not None and self.language.short(heard):
                 out.count("too_short_to_tell_language", example={"id": row["id"]})
@@ -139,8 +137,8 @@ class Read:
     def __init__(self, rows: Sequence[Row], prompts: bool, beside: bool) -> None:
         texts_: list[str] = []
         of, said_, near = [], [], []
-        for i, row in enumerate(rows):
-            heard = said(row)
+        self.heard = [said(row) for row in rows]
+        for i, (row, heard) in enumerate(zip(rows, self.heard, strict=True)):
             first = len(said(_asked(row))) if prompts else len(heard)
             known = {row["id"], *(word for pair in heard for word in pair)}
             more = [text for text in texts(row) if text not in known] if beside else []
@@ -172,9 +170,9 @@ def removed(row: Row, why: Why) -> Row:
 
 
 def encoded(row: Row) -> bytes:
-    """A row as a line; halves of characters, which UTF-8 has no bytes for, as JSON writes them."""
+    """A row as a line; halves of characters, which UTF-8 has no bytes for, are escapes in it."""
     try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        return dumps(row).encode() + b"\n"
     except UnicodeEncodeError:
         return json.dumps(row).encode() + b"\n"
 

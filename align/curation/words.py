@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from functools import cache, lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -17,52 +16,39 @@ Numbers = NDArray[np.uint64]
 LOT, CHARACTERS = 1000, 1 << 20
 """Rows that are looked at together, and what they may say."""
 
-_WORD = re.compile(r"\w+")
+PIECE = 1 << 17
+"""Characters whose hashes are computed together: few enough for a processor's cache."""
 
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio (Knuth 6.4)
-
-
-def words(text: str) -> list[str]:
-    """Letters and digits, small."""
-    return _WORD.findall(text.lower())
-
-
-class _Known(dict[str, int]):
-    """64 bits of every word's hash; looking one up again takes a tenth of the time."""
-
-    MOST = 1 << 20
-
-    def __missing__(self, word: str) -> int:
-        if len(self) >= self.MOST:
-            self.clear()
-        number = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-        self[word] = number
-        return number
-
-
-_KNOWN = _Known()
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio (Knuth, vol. 3, 6.4)
 
 
 class Texts:
-    """The words of many texts, one after the other.
+    """The words of many texts, one after the other: runs of letters and digits, small.
 
-    `words` and their `numbers` are flat; `lengths` says how many words each text has, and `starts`
-    where they begin.
+    `numbers` are 64 bits of each word's hash; `lengths` says how many words each text has, and
+    `starts` where they begin.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        each = [words(text) for text in texts]
-        self.words = list(chain.from_iterable(each))
-        self.numbers: Numbers = np.fromiter(
-            map(_KNOWN.__getitem__, self.words), np.uint64, len(self.words)
+        each = [text.lower() for text in texts]
+        self._text = "\n".join(each)
+        found = [_words(piece, at) for at, piece in _pieces(self._text)]
+        self.numbers, self._begins, self._ends = map(
+            np.concatenate, zip(_NONE, *found, strict=True)
         )
-        self.lengths = np.fromiter(map(len, each), np.int64, len(each))
+        ends = np.cumsum(np.fromiter(map(len, each), np.int64, len(each)) + 1)
+        self.lengths = np.diff(np.searchsorted(self._begins, ends), prepend=0)
         self.starts = starts(self.lengths)
 
     def key(self, text: int) -> bytes:
         """The same for texts of the same words."""
         start = self.starts[text]
         return self.numbers[start : start + self.lengths[text]].tobytes()
+
+    def run(self, place: int, n: int) -> str:
+        """The n words from a place on."""
+        ends = zip(self._begins[place : place + n], self._ends[place : place + n], strict=True)
+        return " ".join(self._text[begin:end] for begin, end in ends)
 
 
 def lots(rows: Iterable[T], texts: Callable[[T], Iterable[str]]) -> Iterator[list[T]]:
@@ -99,3 +85,56 @@ def runs(numbers: Numbers, lengths: NDArray[np.int64], n: int) -> tuple[Numbers,
     left = np.repeat(starts(lengths) + lengths, lengths) - np.arange(len(numbers))
     places = np.flatnonzero(left >= n)
     return mixed[places], places
+
+
+_NONE = (np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def _pieces(text: str) -> Iterator[tuple[int, str]]:
+    """A text in parts, with the place of each; no word is cut."""
+    begin = 0
+    while begin < len(text):
+        end = begin + PIECE
+        while end < len(text) and _is_word(text[end]):
+            end += 1
+        yield begin, text[begin:end]
+        begin = end
+
+
+def _words(text: str, at: int) -> tuple[Numbers, NDArray[np.int64], NDArray[np.int64]]:
+    """The number of every word, and where it begins and ends.
+
+    Its hash is a polynomial with a random number for each character, read off sums over the whole
+    text: of all words at once, and without a string for any of them.
+    """
+    marks = _marks()[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)]
+    edges = np.flatnonzero(np.diff(marks != 0, prepend=False, append=False))
+    begins, ends = edges[::2], edges[1::2]
+    powers, inverse = _powers(max(2 * PIECE, len(marks) + 1))
+    sums = np.append(np.uint64(0), np.cumsum(marks * powers[: len(marks)]))
+    numbers: Numbers = (sums[ends] - sums[begins]) * inverse[begins]
+    return numbers, begins + at, ends + at
+
+
+@cache
+def _marks() -> Numbers:
+    """By code point: a number for each character of words, and 0 for all others."""
+    codes = np.arange(sys.maxunicode + 1, dtype=np.uint32)
+    known = np.strings.isalnum(codes.view("U1")) | (codes == ord("_"))
+    marks: Numbers = np.random.default_rng(0).integers(1, 2**64, len(codes), np.uint64) * known
+    return marks
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+@lru_cache(1)
+def _powers(n: int) -> tuple[Numbers, Numbers]:
+    """The powers of an odd number modulo 2^64, and their inverses."""
+    bases = int(_ODD), pow(int(_ODD), -1, 2**64)
+    powers, inverse = (
+        np.append(np.uint64(1), np.full(n - 1, base, np.uint64)).cumprod(dtype=np.uint64)
+        for base in bases
+    )
+    return powers, inverse

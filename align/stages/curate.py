@@ -21,6 +21,7 @@ from align.curation.semantic import Semantic
 from align.data import Row, Source
 from align.errors import StageFailed
 from align.out import Out
+from align.raw import name_of
 from align.seen import Seen
 from align.selection import dropped
 from align.settings import RecipeTasks, Stage, Task
@@ -120,12 +121,12 @@ class Curate(Stage):
             rules=[rule for rule in (self.length, self.repetition) if rule is not None],
             questions=questions,
         )
-        table = flow.look(self._rows(out), looker, out)
-        if self.exact:
-            table.exact()
-        if self.near is not None:
-            table.near(looker)
-        sieve = Sieve(table, looker, out)
+        with closing(flow.look(self._rows(out), looker, out)) as table:
+            if self.exact:
+                table.exact()
+            if self.near is not None:
+                table.near(looker)
+            sieve = Sieve(table, looker, out)
         for rule in (self.lines, self.phrases, self.quality, self.difficulty, self.semantic):
             if rule is not None:
                 sieve.sift(rule)
@@ -156,7 +157,7 @@ class Curate(Stage):
         with closing(Seen()) as seen:
             for number, source in enumerate(self.data):
                 name = _called(source)
-                for n, row in enumerate(data.read(source, self.makes(), out)):
+                for n, row in enumerate(data.read(source, self.makes(), out, self.seed)):
                     identity = seen.unique(row["id"])
                     yield number, {**row, "id": identity, "source": row.get("source", name)}
                     if n % 1000 == 0:
@@ -201,6 +202,4 @@ def _called(source: Rows | Source) -> str:
     if (made := _stage(source)) is not None:
         return made.name or made.key
     assert isinstance(source, Source)
-    split = "" if source.split == "train" else source.split
-    parts = (source.path, source.name, source.data_files, split)
-    return " ".join(str(part) for part in parts if part)
+    return name_of(source)

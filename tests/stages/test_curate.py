@@ -1,0 +1,441 @@
+"""Duplicates, near-duplicates and benchmark questions leave the data, whatever its order."""
+
+import json
+import os
+import random
+import signal
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from align import overlap, shelf
+from align.artifacts import Conversations, Model, Preferences, Prompts, Text
+from align.curation import flow, minhash, words
+from align.curation.contamination import RUN, question
+from align.curation.exact import content
+from align.curation.near import Near
+from align.data import Source
+from align.errors import StageFailed
+from align.out import Out
+from align.settings import Task
+from align.stages.curate import Curate
+from align.stages.sft import Sft
+
+Row = dict[str, Any]
+Write = Callable[[str, list[Row]], Path]
+
+DATA = pytest.mark.skipif(
+    "ALIGN_DATA" not in os.environ, reason="ALIGN_DATA names no folder with data"
+)
+
+NAMES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+class Quiz(Task):
+    """Questions that a test wrote."""
+
+    ask = "answer"
+    questions: list[str]
+
+    def items(self) -> Iterator[Row]:
+        for i, text in enumerate(self.questions):
+            yield {"id": str(i), "prompt": text}
+
+
+@pytest.fixture
+def curate(tmp_path: Path, write_rows: Write) -> Callable[..., "Curated"]:
+    """Curate rows, a file for each list of them."""
+    calls = iter(range(100))
+
+    def made(*sources: list[Row], rows: str | None = "text", **rules: Any) -> Curated:
+        path = tmp_path / f"curate-{next(calls)}"
+        path.mkdir()
+        files = [write_rows(f"{path.name}-{i}.jsonl", part) for i, part in enumerate(sources)]
+        out = Out(path, tmp_path / ".cache")
+        stage = Curate(data=[Source(path=str(f)) for f in files], rows=rows, **rules)
+        return Curated(stage.run(out), out)
+
+    return made
+
+
+class Curated:
+    """What a stage made, and what it counted."""
+
+    def __init__(self, made: Any, out: Out) -> None:
+        self.made, self.path = made, out.path
+        self.rows = list(made.rows())
+        self.counts = {name: count["n"] for name, count in out.counts.items()}
+        lines = (out.path / "removed.jsonl").read_text().splitlines()
+        self.removed = [json.loads(line) for line in lines]
+        self.metrics = json.loads((out.path / "metrics.json").read_text())
+
+    @property
+    def ids(self) -> list[str]:
+        return [row["id"] for row in self.rows]
+
+
+def texts(*said: str) -> list[Row]:
+    return [{"id": name, "text": text} for name, text in zip(NAMES, said, strict=False)]
+
+
+def asked(text: str, answer: str = "Yes.", role: str = "user") -> list[Row]:
+    return [{"role": role, "content": text}, {"role": "assistant", "content": answer}]
+
+
+# -- what it makes -------------------------------------------------------------------------------
+
+
+def test_every_type_of_rows_stays_what_it_is(curate: Callable[..., Curated]) -> None:
+    dialog = asked("Why?")
+    pair = {"prompt": dialog[:1], "chosen": dialog[1:], "rejected": asked("", "No.")[1:]}
+    known = {
+        "text": (Text, {"text": "A story."}),
+        "prompts": (Prompts, {"prompt": dialog[:1], "answer": 7}),
+        "conversations": (Conversations, {"messages": dialog, "tools": [{"name": "f"}]}),
+        "preferences": (Preferences, {**pair, "chosen_score": 2.0, "rejected_score": 1.0}),
+    }
+    for rows, (type_, row) in known.items():
+        made = curate([{"id": "a", **row}, {"id": "b", **row}], rows=rows)
+        [kept] = made.rows
+        assert type(made.made) is type_
+        assert {key: value for key, value in kept.items() if key not in ("id", "source")} == row
+        assert kept["source"].endswith(".jsonl")
+        assert made.counts == {"read": 2, "kept": 1, "dropped.exact": 1}
+
+
+def test_what_is_removed_is_kept_with_its_reason_and_counted_by_source(
+    curate: Callable[..., Curated], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = curate(texts("One two.", "Three.", "One  two."), texts("Three.", "Four five six."))
+    assert len(made.rows) == 3 and len(made.removed) == 2
+    assert [row["reason"] for row in made.removed] == ["exact", "exact"]
+    assert made.removed[0]["said"] == [["text", made.removed[0]["said"][0][1]]]
+    assert {row["facts"]["repeats"] for row in made.removed} <= set(made.ids)
+    assert made.metrics["read"] == {"rows": 5, "words": 9}
+    assert made.metrics["kept"] == {"rows": 3, "words": 6}
+    assert [one["read"]["rows"] for one in made.metrics["sources"]] == [3, 2]
+    assert sum(one["dropped"].get("exact", 0) for one in made.metrics["sources"]) == 2
+    assert len({row["id"] for row in [*made.rows, *made.removed]}) == 5
+    said = capsys.readouterr().err
+    assert "exact: 2 rows removed." in said and "Kept 3 of 5 rows, 6 of 9 words." in said
+
+
+def test_rows_stay_in_their_order_in_many_lots(
+    curate: Callable[..., Curated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "LOT", 3)
+    rows = [{"id": str(i), "text": f"number {i % 20}", "score": float(i)} for i in range(40)]
+    made = curate(rows)
+    kept, gone = [row["text"] for row in made.rows], [row["said"][0][1] for row in made.removed]
+    assert sorted(kept) == sorted(f"number {i}" for i in range(20))
+    places = {row["id"]: i for i, row in enumerate(rows)}
+    assert made.ids == sorted(made.ids, key=places.__getitem__) and len(gone) == 20
+    removed = [row["id"] for row in made.removed]
+    assert removed == sorted(removed, key=places.__getitem__)
+
+
+# -- exact ---------------------------------------------------------------------------------------
+
+
+def test_rows_are_equal_up_to_white_space_and_forms_of_characters_and_no_further() -> None:
+    """What tools are there, and what is called, is said, too."""
+    row = {"id": "a", "messages": asked("Ça va?")}
+    same = {"id": "b", "messages": asked(unicodedata.normalize("NFD", " Ça\n va? "))}
+    assert content(row) == content(same)
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {}}]}
+    other = {**call, "tool_calls": [{"name": "f", "arguments": {"x": 1}}]}
+    different = [
+        row,
+        {"messages": asked("ça va?")},
+        {"messages": asked("Ça va?", role="system")},
+        {**row, "tools": [{"name": "f"}]},
+        {"messages": [row["messages"][0], call]},
+        {"messages": [row["messages"][0], other]},
+        {"prompt": row["messages"][:1], "chosen": asked("", "A")[1:], "rejected": asked("")[1:]},
+        {"prompt": row["messages"][:1], "chosen": asked("")[1:], "rejected": asked("", "A")[1:]},
+    ]
+    assert len({content(one) for one in different}) == len(different)
+
+
+def test_of_equal_rows_the_one_with_the_highest_score_stays(
+    curate: Callable[..., Curated],
+) -> None:
+    prompt = [{"role": "user", "content": "Why?"}]
+    rows = [{"id": str(score), "prompt": prompt, "score": score} for score in (1, 3, 2)]
+    made = curate([*rows, {"id": "none", "prompt": prompt}], rows="prompts")
+    assert made.ids == ["3"]
+
+
+def test_exact_can_be_left_out(curate: Callable[..., Curated]) -> None:
+    assert curate(texts("One.", "One."), exact=False).ids == ["one", "two"]
+
+
+def test_half_a_character_comes_through(curate: Callable[..., Curated]) -> None:
+    assert curate(texts("half \ud800", "half \ud800 a character")).rows[0]["text"] == "half \ud800"
+
+
+# -- near ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("similarity", "published"), [(0.7, 0.5645), (0.75, 0.7716), (0.8, 0.9235), (0.85, 0.9884)]
+)
+def test_the_probability_to_meet_is_that_of_fineweb(similarity: float, published: float) -> None:
+    """14 bands of 8 hashes, as in arXiv 2406.17557, figure 5."""
+    assert minhash.meeting(similarity, 14, 8) == pytest.approx(published, abs=5e-5)
+
+
+@pytest.mark.parametrize("similarity", [0.3, 0.5, 0.8, 0.9, 1.0])
+def test_bands_are_the_longest_in_which_near_rows_surely_meet(similarity: float) -> None:
+    count, rows = minhash.bands(similarity)
+    assert count * rows <= minhash.HASHES
+    assert minhash.meeting(similarity, count, rows) >= minhash.SURE
+    longer = minhash.meeting(similarity, minhash.HASHES // (rows + 1), rows + 1)
+    assert rows == minhash.HASHES or longer < minhash.SURE
+
+
+@pytest.mark.parametrize("similarity", [0.4, 0.6, 0.75, 0.9])
+def test_rows_meet_in_a_band_as_often_as_the_closed_form_says(similarity: float) -> None:
+    """Sets of 400 runs, of which as many are shared as makes this Jaccard similarity."""
+    pairs, size, shape = 600, 400, (12, 4)
+    shared = round(2 * size * similarity / (1 + similarity))
+    exactly = shared / (2 * size - shared)
+    runs = np.random.default_rng(5).integers(0, 2**64, (pairs, 2 * size - shared), np.uint64)
+    counts = np.full(pairs, size)
+    one = minhash.sketch(runs[:, :size].ravel(), counts, shape)
+    other = minhash.sketch(runs[:, size - shared :].ravel(), counts, shape)
+    met = int((one == other).any(axis=1).sum())
+    low, high = binom.interval(0.999, pairs, minhash.meeting(exactly, *shape))
+    assert low <= met <= high
+    assert (minhash.sketch(runs[:, :size][:, ::-1].ravel(), counts, shape) == one).all()
+
+
+def story(number: int, words_: int = 60) -> list[str]:
+    return [f"word{number}x{i}" for i in range(words_)]
+
+
+def copies(number: int, changed: int) -> list[str]:
+    """A story with another last word, and more of them."""
+    told = story(number)
+    return [" ".join([*told[: 60 - i], *("other",) * i]) for i in range(changed + 1)]
+
+
+def test_near_rows_are_one_group_and_others_are_left_alone(curate: Callable[..., Curated]) -> None:
+    """Of 56 runs of five words, one of which differs with the last word, 55 of 57 are shared."""
+    far = " ".join([*story(1)[:45], *story(2)[:15]])  # 41 of 71 runs
+    made = curate(texts(*copies(1, 2), far, *copies(3, 0)), near=Near())
+    assert len(made.rows) == 3 and {"four", "five"} <= set(made.ids)
+    for row in made.removed:
+        assert row["reason"] == "near" and row["facts"]["repeats"] in made.ids
+        assert row["facts"]["similarity"] in (round(55 / 57, 3), round(54 / 58, 3))
+
+
+def test_a_chain_of_near_rows_is_one_group(curate: Callable[..., Curated]) -> None:
+    """Each shares 56 of 64 runs with the next, and the first and the last share 24."""
+    told = story(1, 100)
+    made = curate(texts(*(" ".join(told[4 * i : 4 * i + 64]) for i in range(10))), near=Near())
+    assert len(made.rows) == 1
+    assert min(row["facts"]["similarity"] for row in made.removed) < 0.8
+
+
+def test_a_long_system_message_makes_no_rows_near(curate: Callable[..., Curated]) -> None:
+    system = {"role": "system", "content": " ".join(story(1))}
+    rows = [{"messages": [system, *asked(f"Question {i}?")]} for i in range(5)]
+    assert len(curate(rows, rows="conversations", near=Near()).rows) == 5
+
+
+def test_of_prompts_alone(curate: Callable[..., Curated]) -> None:
+    answers = [" ".join(story(i)) for i in range(3)]
+    rows = [{"messages": asked("What is it?", answer)} for answer in answers]
+    rows.append({"messages": [*asked("What is it?", answers[0]), *asked("And now?")]})
+    assert len(curate(rows, rows="conversations", near=Near()).rows) == 3
+    assert len(curate(rows, rows="conversations", near=Near(of="prompt")).rows) == 2
+
+
+def test_short_rows_are_near_only_where_they_have_the_same_words(
+    curate: Callable[..., Curated],
+) -> None:
+    made = curate(texts("Yes, it is.", "yes it IS", "No, it is.", "...", "!"), near=Near())
+    assert len(made.rows) == 4 and {"three", "four", "five"} <= set(made.ids)
+
+
+def noisy(seed: int) -> list[Row]:
+    """Stories, near copies of them with random words changed, and copies."""
+    random_ = random.Random(seed)
+    rows = []
+    for number in range(40):
+        for _ in range(random_.choice([1, 1, 2, 5])):
+            told = story(number)
+            for _ in range(random_.choice([0, 0, 1, 2, 3])):
+                told[random_.randrange(60)] = f"other{random_.random()}"
+            rows.append(" ".join(told))
+    return [{"id": str(i), "text": text} for i, text in enumerate(rows)]
+
+
+def test_what_stays_hangs_neither_on_order_nor_on_lots_or_processes(
+    curate: Callable[..., Curated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = noisy(0)
+    stay = curate(rows, near=Near())
+    assert 40 <= len(stay.rows) < len(rows)
+    assert {row["reason"] for row in stay.removed} == {"exact", "near"}
+    for seed, cores, lot in ((1, 1, 1000), (2, 2, 7), (3, 3, 1)):
+        monkeypatch.setattr(flow, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(words, "LOT", lot)
+        random.Random(seed).shuffle(rows)
+        again = curate(rows, near=Near())
+        assert set(again.ids) == set(stay.ids)
+        facts = {row["id"]: row["facts"] for row in stay.removed}
+        assert {row["id"]: row["facts"] for row in again.removed} == facts
+    assert curate(stay.rows, near=Near()).ids == stay.ids
+
+
+# -- decontamination -----------------------------------------------------------------------------
+
+LONG = " ".join(f"{name} of the {name}s" for name in NAMES)
+"""40 words."""
+
+
+@pytest.mark.parametrize(
+    ("text", "overlap"),
+    [
+        (LONG.upper(), "exact"),
+        (f"A question: {LONG} Answer:", "partial"),
+        (" ".join(LONG.split()[:21]), "partial"),
+        (" ".join(LONG.split()[:20]), None),  # half of it is not more than half
+        ("What is the capital of Peru?", "exact"),
+        ("So: what is the capital of Peru?", None),
+    ],
+)
+def test_a_row_that_holds_a_question_is_removed(
+    curate: Callable[..., Curated], text: str, overlap: str | None
+) -> None:
+    quiz = Quiz(questions=["Who?", LONG, "what is the capital of peru"])
+    made = curate(texts(text, "Some other text."), decontaminate=[quiz])
+    assert made.ids == (["two"] if overlap else ["one", "two"])
+    for row in made.removed:
+        assert row["reason"] == "contamination" and row["facts"]["overlap"] == overlap
+        question = words.Texts([quiz.questions[int(row["facts"]["item"])]])
+        gram = row["facts"]["gram"]
+        assert gram in question.run(0, 99) and gram in words.Texts([text]).run(0, 99)
+        assert len(gram.split()) == min(RUN, int(question.lengths[0]))
+
+
+def test_with_no_share_a_run_of_eight_words_is_enough(curate: Callable[..., Curated]) -> None:
+    rows = texts(" ".join(LONG.split()[3:11]), " ".join(LONG.split()[3:10]), "Peru")
+    made = curate(rows, decontaminate=[Quiz(questions=[LONG])], shared=0)
+    assert made.ids == ["two", "three"]
+
+
+def test_what_stands_in_another_column_counts_as_the_evaluation_counts_it(
+    curate: Callable[..., Curated],
+) -> None:
+    rows = [{"id": "a", "prompt": "Why?", "reference": LONG}, {"id": "b", "prompt": "How?"}]
+    assert curate(rows, rows="prompts", decontaminate=[Quiz(questions=[LONG])]).ids == ["b"]
+
+
+def shelf_task(name: str, **settings: Any) -> Task:
+    path = shelf.find(f"eval/{name}.py")
+    assert path is not None
+    return shelf.load(path, Task).model_validate(settings)  # type: ignore[return-value]
+
+
+@DATA
+def test_planted_questions_of_real_benchmarks_are_found_and_the_evaluation_then_finds_none(
+    curate: Callable[..., Curated], tmp_path: Path
+) -> None:
+    folder = Path(os.environ["ALIGN_DATA"])
+
+    def of(file: str, **more: Any) -> Source:
+        return Source(path=str(folder / file), **more)
+
+    tasks = [
+        shelf_task("gsm8k", data=of("gsm8k/test.jsonl")),
+        shelf_task("mmlu", data=of("mmlu", split="test[:2000]"), shots=0),
+        shelf_task("arc_challenge", data=of("arc_challenge/arc_challenge_test.jsonl")),
+        shelf_task("humaneval", data=of("humaneval/HumanEval.jsonl.gz")),
+    ]
+    lines = (folder / "gsm8k/train.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines][:2000]
+    train = [
+        {"id": str(i), "prompt": row["question"], "completion": row["answer"]}
+        for i, row in enumerate(rows)
+    ]
+    planted = []
+    items = {f"task{i}": list(task.items()) for i, task in enumerate(tasks)}
+    for name, each in items.items():
+        for item in each[5:160:8]:
+            text = question(item)
+            planted.append({"id": f"{name} {item['id']}", "prompt": text, "completion": "A."})
+    made = curate(train + planted, rows="conversations", exact=False, decontaminate=tasks)
+    removed = {row["id"]: row["facts"] for row in made.removed}
+    assert {row["id"] for row in planted} <= removed.keys()
+    assert len(removed) - len(planted) <= 5
+    assert all(facts["gram"] for facts in removed.values())
+
+    (made.path / "artifact.json").write_text("{}")
+    base = Model(tmp_path / "base", spec={"base": {"path": "base"}, "quantization": None})
+    trained = Model(tmp_path / "sft-1", stage=Sft(model=base, data=[made.made]))
+    out = Out(tmp_path / "evaluate", tmp_path / "runs" / ".cache")
+    out.path.mkdir()
+    every = [(*one, task) for one, task in zip(items.items(), tasks, strict=True)]
+    for entry in overlap.find([trained], [(name, task, of) for name, of, task in every], out):
+        assert (entry["exact"], entry["partial"], entry["not_read"]) == (0, 0, {})
+
+
+# -- what is wrong -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": [{"path": "a.jsonl"}]}, "Say what the rows are. rows: conversations |"),
+        (
+            {"data": [Prompts(Path("p-1")), Text(Path("t-1"))]},
+            "All rows are of one type, and here are prompts and text",
+        ),
+        ({"data": [Prompts(Path("p-1"))], "rows": "text"}, "here are prompts and text"),
+        ({"data": []}, "at least 1"),
+    ],
+)
+def test_rows_of_no_type_or_of_two_are_refused(settings: Row, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+        Curate.model_validate(settings)
+
+
+def test_what_a_rule_is_not_for_is_said_in_the_plan() -> None:
+    stage = Curate(data=[Source(path="a.jsonl", weight=2.0)], rows="text", near=Near(of="prompt"))
+    assert [key for key, _ in stage.check()] == ["data.0", "near"]
+
+
+def test_no_row_left_is_an_error(curate: Callable[..., Curated]) -> None:
+    with pytest.raises(StageFailed, match=r"No row is left \(contamination: 2\)"):
+        curate(texts("Who?", "who"), decontaminate=[Quiz(questions=["Who?"])])
+
+
+def test_a_process_that_is_killed_is_said(
+    curate: Callable[..., Curated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "_look", _die)
+    with pytest.raises(StageFailed, match="was killed"):
+        curate(texts("One."))
+
+
+def _die(lot: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_run_left_behind_is_not_taken_over(
+    curate: Callable[..., Curated], tmp_path: Path
+) -> None:
+    left = tmp_path / "curate-0" / "checkpoints" / "curate" / "rows-1"
+    made = curate(texts("One."))
+    left.write_text("rubbish")
+    stage = Curate(data=[Source(path=str(tmp_path / "curate-0-0.jsonl"))], rows="text")
+    stage.run(Out(made.path, tmp_path / ".cache"))
+    assert [row["text"] for row in made.made.rows()] == ["One."] and not left.exists()
