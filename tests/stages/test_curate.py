@@ -351,12 +351,16 @@ def test_planted_questions_of_real_benchmarks_are_found_and_the_evaluation_then_
 ) -> None:
     folder = Path(os.environ["ALIGN_DATA"])
 
-    def of(file: str, **more: Any) -> Source:
-        return Source(path=str(folder / file), **more)
+    (tmp_path / "mmlu" / "test").mkdir(parents=True)
+    for file in (folder / "mmlu" / "test").glob("high_school_*"):
+        (tmp_path / "mmlu" / "test" / file.name).symlink_to(file)
+
+    def of(file: str) -> Source:
+        return Source(path=str(folder / file))
 
     tasks = [
         shelf_task("gsm8k", data=of("gsm8k/test.jsonl")),
-        shelf_task("mmlu", data=of("mmlu", split="test[:2000]"), shots=0),
+        shelf_task("mmlu", data=Source(path=str(tmp_path / "mmlu")), shots=0),
         shelf_task("arc_challenge", data=of("arc_challenge/arc_challenge_test.jsonl")),
         shelf_task("humaneval", data=of("humaneval/HumanEval.jsonl.gz")),
     ]
