@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
+from align import credentials
 from align.errors import Problem
 
 MAX_DEPTH = 40
@@ -33,7 +34,6 @@ _SECRET_KEY = re.compile(
     r"(?i)^(token|(hub|hf|auth|access|api|bearer|use_auth|push_to_hub)_token|(\w+_)?api_?key"
     r"|(\w+_)?(secret|password|passwd|credentials?))$"
 )
-_SECRET_VALUE = re.compile(r"^(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|ghp_[A-Za-z0-9]{20,})$")
 
 
 @dataclass(frozen=True)
@@ -359,9 +359,10 @@ def secrets(root: Node) -> Iterator[Problem]:
             )
             fact = f'"{path[-1]}" is a secret, and a recipe is saved beside everything it makes.'
             yield Problem(node.key, ".".join(path[:-1]), f"{fact} {remedy}")
-        elif isinstance(node.value, str) and _SECRET_VALUE.match(node.value):
-            message = "This looks like a secret. Remove it here, and revoke it if it was shared."
-            yield Problem(node.place, ".".join(path), message)
+        elif isinstance(node.value, str):
+            for _, _, what in credentials.found(node.value):
+                message = f"This looks like {what}. Remove it here, and revoke it if it was shared."
+                yield Problem(node.place, ".".join(path), message)
 
 
 def show(value: Any) -> str:

@@ -186,4 +186,9 @@ def test_keys_that_only_sound_like_secrets_are_not(key: str) -> None:
 
 def test_a_value_that_looks_like_a_token_is_refused() -> None:
     (problem,) = yaml.secrets(load("a: [hf_abcdefghijklmnopqrstuvwxyzABCD]"))
-    assert problem.place == "r.yaml:1:5" and "secret" in problem.message
+    assert problem.place == "r.yaml:1:5" and "a Hugging Face token" in problem.message
+
+
+def test_an_address_with_a_password_in_it_is_refused() -> None:
+    (problem,) = yaml.secrets(load("a: https://me:hunter2@example.com/v1"))
+    assert "a password" in problem.message and "hunter2" not in problem.message
