@@ -2,7 +2,8 @@
 
 The mask needs no `{% generation %}` tags in the template. A dialog is rendered once; it is rendered
 again up to each of the assistant's turns, and each of these texts must be how the whole begins. So
-a turn's place is known exactly, or the template is refused by name: never guessed.
+a turn's place is known exactly, or the template is refused by name: never guessed. Which public
+templates this holds for is in docs/templates.md.
 
     <|user|>2+2?<|end|><|assistant|>4<|end|>     ids, as the model sees them in training
     CONTEXT ........................            the prompt: what it is given when it generates
@@ -12,7 +13,6 @@ a turn's place is known exactly, or the template is refused by name: never guess
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +21,26 @@ from itertools import islice
 from typing import Any
 
 from align.errors import StageFailed
+from align.rendering import NO_TEMPLATE, TODAY, Refused, dated, render
 from align.settings import Dialog, Message
+
+__all__ = [
+    "CONTENT",
+    "CONTEXT",
+    "END",
+    "NO_TEMPLATE",
+    "TODAY",
+    "Encoded",
+    "Refused",
+    "answer",
+    "dated",
+    "encode",
+    "encode_one",
+    "end_of_turn",
+    "prompt",
+    "render",
+    "says",
+]
 
 CONTEXT, CONTENT, END = 0, 1, 2
 
@@ -44,66 +63,52 @@ class Encoded:
         return next(i for i, kind in enumerate(self.kinds) if kind)
 
 
-NO_TEMPLATE = (
-    "The tokenizer of {} has no chat template. "
-    "Name one: base: {{chat_template: chatml}}, or a jinja file."
-)
-
-
-def render(tokenizer: Any, messages: Dialog, *, prompt: bool = False, tools: Any = None) -> str:
-    """The text of a dialog; with `prompt`, up to where the assistant's next turn begins.
-
-    Raises:
-        StageFailed: there is no template, it refuses the dialog, or it leaves the tools out.
-    """
-    import jinja2
-
-    if tokenizer.chat_template is None:
-        raise StageFailed(NO_TEMPLATE.format(tokenizer.name_or_path))
-    tools = json.loads(tools) if isinstance(tools, str) else tools
-    if tools and "tools" not in str(tokenizer.chat_template):
-        raise StageFailed(
-            f"The chat template of {tokenizer.name_or_path} writes no tools, and a dialog has "
-            "some. Name one that does: base: {chat_template: llama-3.1}, or leave them out (in "
-            "eval/bfcl.py: calls: prompt)."
-        )
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tools=tools or None, add_generation_prompt=prompt, tokenize=False
-        )
-    except (jinja2.TemplateError, TypeError) as error:
-        roles = ", ".join(str(message.get("role")) for message in messages)
-        raise StageFailed(
-            f"The chat template of {tokenizer.name_or_path} refuses a dialog of {roles}: {error}. "
-            "Change those rows, or name another template: base: {chat_template: …}."
-        ) from None
-    assert isinstance(text, str)
-    return text
-
-
 def prompt(tokenizer: Any, messages: Dialog, tools: Any = None) -> list[int]:
     """Token ids of a dialog up to where the assistant's next turn begins."""
     text = render(tokenizer, messages, prompt=True, tools=tools)
     return list(_tokens(tokenizer, [text])[0].ids)
 
 
-def encode(tokenizer: Any, dialogs: Iterable[Dialog], tools: Iterable[Any]) -> Iterator[Encoded]:
+def encode(
+    tokenizer: Any, dialogs: Iterable[Dialog], tools: Iterable[Any]
+) -> Iterator[Encoded | Refused]:
     """Every dialog as token ids, with what each is; `tools` has one entry (or None) per dialog.
 
+    A dialog that cannot be one comes as its refusal, so that whoever reads many can count them.
+
     Raises:
-        StageFailed: the template's turns cannot be told apart with certainty.
+        StageFailed: the template itself cannot be trained on.
     """
     rows = zip(dialogs, tools, strict=True)
     while block := list(islice(rows, 256)):
-        spans = [_spans(tokenizer, messages, tool) for messages, tool in block]
-        encodings = _tokens(tokenizer, [text for text, _ in spans])
-        for (_, turns), encoding in zip(spans, encodings, strict=True):
-            yield _encoded(tokenizer, turns, encoding)
+        spans: list[tuple[str, list[Turn]] | Refused] = []
+        for messages, tool in block:
+            try:
+                spans.append(_spans(tokenizer, messages, tool))
+            except Refused as refusal:
+                spans.append(refusal)
+        pieces = [[] if isinstance(s, Refused) else _pieces(tokenizer, *s) for s in spans]
+        texts = [text for row in pieces for text, _ in row]
+        encodings = iter(_tokens(tokenizer, texts) if texts else ())
+        for span, row in zip(spans, pieces, strict=True):
+            if isinstance(span, Refused):
+                yield span
+                continue
+            try:
+                encoded = _encoded(tokenizer, row, list(islice(encodings, len(row))))
+            except Refused as refusal:
+                yield refusal
+            else:
+                yield encoded
 
 
 def encode_one(tokenizer: Any, messages: Dialog, tools: Any = None) -> Encoded:
-    """One dialog: see `encode`."""
-    return next(encode(tokenizer, [messages], [tools]))
+    """One dialog: see `encode`.
+
+    Raises:
+        Refused: it cannot be one.
+    """
+    return _encode(tokenizer, *_spans(tokenizer, messages, tools))
 
 
 def answer(
@@ -113,27 +118,49 @@ def answer(
 
     Turns of the assistant in the prompt are part of the prompt.
     """
-    text, turns = _spans(tokenizer, [*prompt, *answer], tools, first=len(prompt))
-    encoded = _encoded(tokenizer, turns, _tokens(tokenizer, [text])[0])
+    dialog = [*prompt, *answer]
+    encoded = _encode(tokenizer, *_spans(tokenizer, dialog, tools, first=len(prompt)))
     cut = encoded.start
     return encoded.ids[:cut], Encoded(encoded.ids[cut:], encoded.kinds[cut:])
 
 
+def says(tokenizer: Any, message: Message, ids: list[int], tools: Any = None) -> bool:
+    """Whether the CONTENT tokens of a turn are, decoded, what its message says and calls."""
+    if isinstance(content := message.get("content"), str):  # a tokenizer may change letters
+        again = tokenizer(content, add_special_tokens=False, verbose=False).input_ids
+        message = {**message, "content": tokenizer.decode(again)}
+    return _missing(_known(tokenizer, tools), message, tokenizer.decode(ids)) is None
+
+
 def end_of_turn(tokenizer: Any) -> int:
     """The id of the token that ends the assistant's turn: where generation must stop."""
-    encoded = encode_one(tokenizer, [*_ASKED, {"role": "assistant", "content": "Hello"}])
+    encoded = encode_one(tokenizer, [*_ASKED, _HELLO])
     return encoded.ids[len(encoded.kinds) - 1 - encoded.kinds[::-1].index(END)]
 
 
 _ASKED: Dialog = [{"role": "user", "content": "Hi"}]
+_HELLO: Message = {"role": "assistant", "content": "Hello"}
+_TOOL = {"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}
 
 Turn = tuple[int, int, int]
 """Of an assistant's turn, in characters: where it begins, where its end token begins and ends."""
 
 
+@dataclass(frozen=True)
+class _Turns:
+    """What a template writes around what the assistant says, in its last turn."""
+
+    head: str
+    """After the generation prompt: the model has to learn to say it."""
+
+    end: str
+    """The special tokens right after it."""
+
+
 def _spans(tokenizer: Any, messages: Dialog, tools: Any, first: int = 0) -> tuple[str, list[Turn]]:
     """The whole text, and the assistant's turns in it from message `first` on."""
-    end = _end(tokenizer, str(tokenizer.chat_template))  # some have several, in a dict
+    known = _known(tokenizer, tools)
+    end = known.end
     whole = render(tokenizer, messages, tools=tools)
     turns = []
     for i, message in enumerate(messages):
@@ -147,48 +174,77 @@ def _spans(tokenizer: Any, messages: Dialog, tools: Any, first: int = 0) -> tupl
         final = after.rfind(end, len(before))
         if final < 0:
             raise _refused(tokenizer, f'"{end}" does not end every turn of the assistant')
-        _check_content(tokenizer, message, after[len(before) : final])
+        if missing := _missing(known, message, after[len(before) : final]):
+            raise _refused(tokenizer, f"it does not write {missing}")
         stop = final + len(end)
         if not whole.startswith(after[:stop]):
-            raise _refused(tokenizer, f"it writes turn {i + 1} anew when the dialog goes on")
+            ends = whole.startswith(after[:final])
+            why = f"{end!r} does not end an answer that is not the last"
+            anew = f"it writes turn {i + 1} anew when the dialog goes on"
+            raise _refused(tokenizer, why if ends else anew, "Or give every answer its own row.")
         turns.append((len(before), final, stop))
     return whole, turns
 
 
-def _check_content(tokenizer: Any, message: Message, said: str) -> None:
-    """What the template writes of a turn must end with its content, or with the tools it calls."""
+def _missing(known: _Turns, message: Message, written: str) -> str | None:
+    """What of a turn is not as the message has it in what a template writes; None: all of it is.
+
+    Its content must be there, all of it and nothing else. Spaces may come and go, and the tags
+    around what was thought. A turn with more keys (thoughts) must end with its content, and one
+    with calls must have their names.
+    """
+    for call in message.get("tool_calls") or ():
+        if str(call.get("function", call)["name"]) not in written:
+            return "the tools that the assistant calls"
     content = message.get("content")
-    if isinstance(content, str) and not message.get("tool_calls"):
-        tail = content.strip()[-20:]  # not all of it: some templates move what was thought
-        if not said.rstrip().endswith(tail):
-            raise _refused(tokenizer, "it does not write what the assistant says as it is")
+    if not isinstance(content, str) or message.get("tool_calls"):
+        return None
+    said, meant = _bare(written), _bare(content)
+    more = set(message) - {"role", "content"}
+    if said in (meant, _bare(known.head) + meant) or (more and said.endswith(meant)):
+        return None
+    return "what the assistant says as it is"
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"\s+|</?think>", "", text)
+
+
+def _known(tokenizer: Any, tools: Any) -> _Turns:
+    template = str(tokenizer.chat_template)  # some have several, in a dict
+    return _turns(tokenizer, template, bool(tools) and tools != "[]")
 
 
 @lru_cache(maxsize=16)
-def _end(tokenizer: Any, template: str) -> str:
-    """What ends the assistant's turn: the special tokens right after "Hello", at the end and amid.
+def _turns(tokenizer: Any, template: str, with_tools: bool) -> _Turns:
+    """What is around "Hello" as the last answer.
 
     Raises:
-        StageFailed: nothing does, or it is not the same.
+        StageFailed: nothing ends it, or the template has no generation prompt.
     """
-    hello: Message = {"role": "assistant", "content": "Hello"}
-    asked = render(tokenizer, _ASKED)
-    if asked == render(tokenizer, _ASKED, prompt=True):
-        header = render(tokenizer, [*_ASKED, hello])[len(asked) :].partition("Hello")[0]
-        if header.strip():
-            raise _refused(tokenizer, f"{header.strip()!r} is not in its generation prompt")
+    tools = [_TOOL] if with_tools else None  # some templates want tools in every dialog
+    asked, prompted = (render(tokenizer, _ASKED, prompt=on, tools=tools) for on in (False, True))
+    before, found, tail = render(tokenizer, [*_ASKED, _HELLO], tools=tools).rpartition("Hello")
+    if not found:
+        why = "it does not write what the assistant says as it is"
+        raise StageFailed(_untrainable(tokenizer, why))
+    header = before[len(asked) :].strip()
+    if asked == prompted and header:
+        raise StageFailed(_untrainable(tokenizer, f"{header!r} is not in its generation prompt"))
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     run = "|".join(map(re.escape, sorted(special | {tokenizer.eos_token}, key=len, reverse=True)))
-    texts = [render(tokenizer, [*_ASKED, hello, *more]) for more in ([], _ASKED)]
-    tails = [text.rpartition("Hello")[2] for text in texts]
-    if tails[0] == texts[0]:
-        raise _refused(tokenizer, "it does not write what the assistant says as it is")
-    found = re.match(rf"\s*((?:{run})+)", tails[0])
-    if found is None:
-        raise _refused(tokenizer, "no special token ends the assistant's turn")
-    if not tails[1].startswith(found[0]):
-        raise _refused(tokenizer, f"{found[1]!r} does not end an answer that is not the last")
-    return found[1]
+    end = re.match(rf"\s*((?:{run})+)", tail)
+    if end is None:
+        mark = (tail.split() or [""])[0]
+        why = f", and {mark!r} is none of its tokenizer's" if mark else ""
+        raise StageFailed(
+            _untrainable(tokenizer, f"no special token ends the assistant's turn{why}")
+        )
+    amid = render(tokenizer, [*_ASKED, _HELLO, *_ASKED], tools=tools).rpartition("Hello")[2]
+    if len(re.findall(run, end[1])) > 1 and not amid.startswith(end[0]):
+        why = "it begins another turn after the last answer"
+        raise StageFailed(_untrainable(tokenizer, why))
+    return _Turns(before.removeprefix(prompted), end[1])
 
 
 def _tokens(tokenizer: Any, texts: list[str]) -> list[Any]:
@@ -202,24 +258,71 @@ def _tokens(tokenizer: Any, texts: list[str]) -> list[Any]:
     return list(encodings)
 
 
-def _encoded(tokenizer: Any, turns: list[Turn], encoding: Any) -> Encoded:
+Piece = tuple[str, list[Turn]]
+"""A part of a text that is tokenized by itself, and the turns that are learnt in it."""
+
+
+def _pieces(tokenizer: Any, text: str, turns: list[Turn]) -> list[Piece]:
+    """A text cut where the answers begin that are learnt.
+
+    When the model generates, its prompt ends there, and so must a token: a newline of the header
+    and one that the answer begins with would else be one, which no generation sees. A tokenizer
+    that begins every text with a space gets the whole.
+    """
+    if not turns or not _joins(tokenizer):
+        return [(text, turns)]
+    ends = [*(begin for begin, _, _ in turns[1:]), len(text)]
+    return [(text[: turns[0][0]], [])] + [
+        (text[begin:cut], [(0, end - begin, stop - begin)])
+        for (begin, end, stop), cut in zip(turns, ends, strict=True)
+    ]
+
+
+@lru_cache(maxsize=16)
+def _joins(tokenizer: Any) -> bool:
+    """Whether the tokens of two parts are those of the text, another split of it at most."""
+    parts = [encoding.ids for encoding in _tokens(tokenizer, ["a\n", "b", "a\nb"])]
+    return bool(tokenizer.decode(parts[0] + parts[1]) == tokenizer.decode(parts[2]))
+
+
+def _encode(tokenizer: Any, text: str, turns: list[Turn]) -> Encoded:
+    pieces = _pieces(tokenizer, text, turns)
+    return _encoded(tokenizer, pieces, _tokens(tokenizer, [text for text, _ in pieces]))
+
+
+def _encoded(tokenizer: Any, pieces: list[Piece], encodings: list[Any]) -> Encoded:
     """From places in the text to places in the tokens."""
-    ids = encoding.ids
+    ids = [i for encoding in encodings for i in encoding.ids]
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
         raise _refused(tokenizer, "it writes the begin-of-text token twice")
-    kinds = [CONTEXT] * len(ids)
+    kinds: list[int] = []
+    for (_, turns), encoding in zip(pieces, encodings, strict=True):
+        kinds += _kinds(tokenizer, encoding, turns)
+    return Encoded(ids, kinds)
+
+
+def _kinds(tokenizer: Any, encoding: Any, turns: list[Turn]) -> list[int]:
+    kinds = [CONTEXT] * len(encoding.ids)
     for begin, end, stop in turns:
         start = next(t for t in map(encoding.char_to_token, range(begin, stop)) if t is not None)
         final, last = encoding.char_to_token(end), encoding.char_to_token(stop - 1)
         if encoding.token_to_chars(start)[0] < begin:
-            raise _refused(tokenizer, "its generation prompt ends in the middle of a token")
+            raise Refused(
+                f"With the chat template of {tokenizer.name_or_path}, a token reaches from a "
+                "prompt into its answer. Let the answer begin without spaces and newlines.",
+                drop="answer_begins_inside_a_token",
+            )
         kinds[start:final] = [CONTENT] * (final - start)
         kinds[final : last + 1] = [END] * (last + 1 - final)
-    return Encoded(ids, kinds)
+    return kinds
 
 
-def _refused(tokenizer: Any, why: str) -> StageFailed:
-    return StageFailed(
+def _refused(tokenizer: Any, why: str, remedy: str = "") -> Refused:
+    return Refused(" ".join([_untrainable(tokenizer, why), remedy]).rstrip())
+
+
+def _untrainable(tokenizer: Any, why: str) -> str:
+    return (
         f"The chat template of {tokenizer.name_or_path} cannot be trained on, because {why}. "
         "Name another one: base: {chat_template: plain} works with every tokenizer."
     )

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from align import adapters, adapting, chat, headers, precision
@@ -23,6 +24,7 @@ from align.tokenizing import (
     TEMPLATES,
     check_template,
     template,
+    template_hash,
     token_problem,
     tokenizer,
     use_template,
@@ -45,6 +47,7 @@ __all__ = [
     "save",
     "stop_at",
     "template",
+    "template_hash",
     "token_problem",
     "tokenizer",
     "use_template",
@@ -138,6 +141,16 @@ def load(
     return network.eval() if quantized else network.to(at).eval()
 
 
+def shape(model: Model) -> Any:
+    """What a network of this model has without its weights: its `config`."""
+    from transformers import AutoConfig
+
+    base = describe(model).base
+    with sentences(base.path):
+        config = AutoConfig.from_pretrained(base.path, revision=base.revision)
+    return SimpleNamespace(config=config)
+
+
 def prepare(
     network: Any, spec: Spec, lora: dict[str, Any] | None, *, head: bool = False, seed: int = 0
 ) -> Any:
@@ -209,6 +222,7 @@ def save(
         "quantization": chosen if adapted else None,
         "adapter": adapted,
         "lora": (spec.lora if lora is None else lora) if adapted else None,
+        "template": template_hash(tokenizer),
     }
     (out.path / "model.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 

@@ -27,8 +27,9 @@ from trl import DPOTrainer, RewardTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from align import chat
-from align.chat import CONTENT, CONTEXT
+from align.chat import CONTENT, CONTEXT, Encoded
 from align.errors import StageFailed
+from align.learnable import Learnable, TooLong
 from align.logprobs import in_float32, tolerance
 from align.out import Out
 from align.scoring.scores import accuracy
@@ -58,7 +59,12 @@ def comparisons(row: Row) -> Iterator[tuple[Dialog, Dialog]]:
 
 
 def pairs(
-    rows: Iterable[Row], tokenizer: Any, limit: int, out: Out, prefix: str = ""
+    rows: Iterable[Row],
+    tokenizer: Any,
+    limit: int,
+    out: Out,
+    prefix: str = "",
+    too_long: TooLong = "drop",
 ) -> Iterator[Row]:
     """Tokenised pairs of Preferences rows; what cannot be used whole is dropped and counted.
 
@@ -72,52 +78,69 @@ def pairs(
         limit: the most tokens of a prompt with either answer.
         out: counts `pairs` and `dropped...`, with examples.
         prefix: of these counts: "eval." for held-out rows.
+        too_long: what becomes of longer ones; only their prompts can be made shorter.
 
     Raises:
-        StageFailed: no pair is left, or a margin is not a finite number.
+        StageFailed: no pair is left, a margin is not a finite number, or see `Learnable`.
     """
-    seen = kept = 0
+    learnable = Learnable(tokenizer, limit, too_long, out, prefix)
+    kept = 0
     for row in rows:
         margin = row.get("margin") or 0.0
         if not math.isfinite(margin):
             raise StageFailed(f"Row {row['id']}: margin is {margin}. Correct it or leave it out.")
-        prompt, tools = row["prompt"], row.get("tools")
-        digest = hashlib.sha256(json.dumps([prompt, tools]).encode()).digest()
+        digest = hashlib.sha256(json.dumps([row["prompt"], row.get("tools")]).encode()).digest()
         for answers in comparisons(row):
-            seen += 1
-            (ids, chosen), (again, rejected) = (
-                chat.answer(tokenizer, prompt, answer, tools) for answer in answers
-            )
-            length = len(ids) + max(len(chosen.ids), len(rejected.ids))
-            unusable = {
-                "prompts_differ": ids != again,  # a template that looks ahead at the answer
-                "equal_answers": chosen.ids == rejected.ids,
-                "too_long": length > limit,
-            }
-            if reason := next((name for name, true in unusable.items() if true), None):
-                example = {"id": row["id"], "tokens": length, "limit": limit}
-                out.count(f"{prefix}dropped.{reason}", example=example)
+            pair = _pair(row, answers, learnable)
+            if pair is None:
                 continue
             kept += 1
-            yield {
-                "prompt_ids": ids,
-                "chosen_ids": chosen.ids,
-                "rejected_ids": rejected.ids,
-                "chosen_kinds": chosen.kinds,
-                "rejected_kinds": rejected.kinds,
-                "margin": margin,
-                "prompt": int.from_bytes(digest[:6], "big"),
-            }
+            yield {**pair, "margin": margin, "prompt": int.from_bytes(digest[:6], "big")}
     out.count(f"{prefix}pairs", kept)
+    learnable.finish()
     if not kept:
         raise StageFailed(
-            f"None of {seen} pairs can be used: longer than {limit} tokens, or with equal answers. "
-            "Raise trainer.max_length as far as the model's context allows, or look at the data."
+            f"None of {learnable.rows} pairs can be used: longer than {limit} tokens, or with "
+            "equal answers. Raise trainer.max_length as far as the model's context allows, or look "
+            "at the data."
         )
-    if kept < seen:
+    if kept < learnable.rows:
         out.say(
-            f"{seen - kept} of {seen} pairs are dropped (longer than {limit} tokens, or equal)."
+            f"{learnable.rows - kept} of {learnable.rows} pairs are dropped (longer than {limit} "
+            "tokens, or equal)."
         )
+
+
+def _pair(row: Row, answers: tuple[Dialog, Dialog], learnable: Learnable) -> Row | None:
+    """Two answers to a row's prompt, or to as much of it as fits; None: dropped, and counted."""
+    tokenizer, tools = learnable.tokenizer, row.get("tools")
+
+    def encode(prompt: Dialog) -> tuple[Dialog, list[list[int]], list[Encoded]]:
+        both = [chat.answer(tokenizer, prompt, answer, tools) for answer in answers]
+        return prompt, [ids for ids, _ in both], [encoded for _, encoded in both]
+
+    made = learnable.fit(
+        row, row["prompt"], encode, lambda made: len(made[1][0]) + max(len(e.ids) for e in made[2])
+    )
+    if made is None:
+        return None
+    prompt, (ids, again), (chosen, rejected) = made
+    differ, equal = ids != again, chosen.ids == rejected.ids  # a template may look ahead
+    if differ or equal:
+        reason = "prompts_differ" if differ else "equal_answers"
+        learnable.out.count(f"{learnable.prefix}dropped.{reason}", example={"id": row["id"]})
+        return None
+    for said, encoded in zip(answers, (chosen, rejected), strict=True):
+        whole = Encoded(ids + encoded.ids, [CONTEXT] * len(ids) + encoded.kinds)
+        if not learnable.check(row, prompt, said, whole):
+            return None
+    return {
+        "prompt_ids": ids,
+        "chosen_ids": chosen.ids,
+        "rejected_ids": rejected.ids,
+        "chosen_kinds": chosen.kinds,
+        "rejected_kinds": rejected.kinds,
+    }
 
 
 def dialogs(pair: Row) -> Row:

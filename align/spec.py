@@ -2,12 +2,15 @@
 
 A made model says in `model.json` what it is:
 
-    {"base": {"path": "model"}, "quantization": null, "adapter": false, "lora": null}
-    {"base": {"path": "../pretrain-ab12/model"}, "quantization": {…}, "adapter": true, "lora": {…}}
+    {"base": {"path": "model"}, "quantization": null, "adapter": false, "lora": null,
+     "template": "4f53…"}
+    {"base": {"path": "../pretrain-ab12/model"}, "quantization": {…}, "adapter": true, "lora": {…},
+     "template": "4f53…"}
 
 Paths are relative to the model's own directory. `base` has `from_pretrained`'s keys; the tokenizer
 with its chat template lies beside the weights that the model has of its own (`model/`, `adapter/`),
 so that a consumer needs neither the template nor the special tokens of the recipe's `base:`.
+`template` is the hash of that template: whoever loads the tokenizer sees that it is still the same.
 """
 
 from __future__ import annotations
@@ -81,6 +84,9 @@ class Spec:
     tokenizer: str
     """A directory or hub id."""
 
+    template: str | None = None
+    """The hash of its chat template; None: there is none, or nobody wrote it down."""
+
 
 def describe(model: Model) -> Spec:
     """What a model is made of.
@@ -118,6 +124,7 @@ def describe(model: Model) -> Spec:
         adapter=adapter,
         lora=lora,
         tokenizer=str(own) if made else base.path,
+        template=spec.get("template") if made else None,
     )
 
 

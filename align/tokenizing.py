@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ def tokenizer(model: Model) -> Any:
     A model made by a stage has all this in its own tokenizer files.
 
     Raises:
-        StageFailed: it has no end token or no pad token, or one that is not in its vocabulary.
+        StageFailed: it has no end token or no pad token, or one that is not in its vocabulary; its
+            chat template is not the one that the model was made with.
     """
     from transformers import AutoTokenizer
 
@@ -41,7 +43,32 @@ def tokenizer(model: Model) -> Any:
             setattr(loaded, key, wanted)
     if spec.base.chat_template is not None:
         use_template(loaded, spec.base.chat_template)
+    if spec.template is not None and template_hash(loaded) != spec.template:
+        raise StageFailed(
+            f"The chat template in {spec.tokenizer} is not the one that {model.key} was made with: "
+            f"model.json has {spec.template[:12]}, and it is {str(template_hash(loaded))[:12]}. "
+            "Put chat_template.jinja back as it was, or make the model again."
+        )
     return loaded
+
+
+def template_hash(tokenizer: Any) -> str | None:
+    """The SHA-256 of a tokenizer's chat template, 64 hex digits; None where it has none.
+
+    Of its text as it is read back when it was saved, which makes all ends of lines alike; of
+    several templates, of their sorted JSON.
+    """
+    template = tokenizer.chat_template
+    if template is None:
+        return None
+    if isinstance(template, dict):
+        alike = {name: _lines(text) for name, text in template.items()}
+        template = json.dumps(alike, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(_lines(template).encode()).hexdigest()
+
+
+def _lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def token_problem(

@@ -1,7 +1,6 @@
 """Dialogs as tokens, and which tokens the assistant said."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,23 @@ def test_an_answer_that_spells_the_end_of_a_turn_is_content(tokenizer: Any) -> N
             "{% for m in messages %}<|{{m.role}}|>{{m.content}}{% if not loop.last %}<|end|>"
             "{% else %}</s>{% endif %}{% endfor %}"
             "{% if add_generation_prompt %}<|assistant|>{% endif %}",
-            "does not end an answer that is not the last",
+            "not how an answer begins",
+        ),
+        (
+            "{% for m in messages %}<|{{m.role}}|>{{m.content}}"
+            "{% if m.role=='user' or not loop.last %}<|end|>{% else %}</s>{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+            "'</s>' does not end an answer that is not the last",
+        ),
+        (
+            "{% for m in messages %}<|{{m.role}}|>{{m.content}}<|end|>{% endfor %}"
+            "{% if add_generation_prompt or messages|length > 1 %}<|assistant|>{% endif %}",
+            "begins another turn after the last answer",
+        ),
+        (
+            "{% for m in messages %}<|{{m.role}}|>{{m.content.split(' ')[-1]}}<|end|>{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+            "does not write what the assistant says as it is",
         ),
         (
             "{% for m in messages %}<|{{m.role}}|>{{m.content|upper}}<|end|>{% endfor %}"
@@ -164,51 +179,3 @@ def test_our_templates_are_proven(tokenizer: Any, name: str) -> None:
         encoded = chat.encode_one(tokenizer, dialog)
         answers = [m["content"] + end for m in dialog if m["role"] == "assistant"]
         assert said(tokenizer, encoded) == answers
-
-
-TEMPLATES = sorted((DATA / "chat_templates").rglob("*.jinja"))
-SPECIAL = re.compile(r"<[|｜/]?[A-Za-z_▁0-9]+[|｜]?>|\[\|?/?[A-Za-z_]+\|?\]")
-
-
-@pytest.fixture(scope="module")
-def smollm() -> Any:
-    """A real byte-level BPE that knows all special tokens of the public templates."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "tokenizers" / "smollm2")
-    words = {word for file in TEMPLATES for word in SPECIAL.findall(file.read_text("utf-8"))}
-    tokenizer.add_special_tokens({"additional_special_tokens": sorted(words)})
-    tokenizer.bos_token, tokenizer.eos_token = "<|endoftext|>", "<|im_end|>"
-    return tokenizer
-
-
-PROVEN = "llama3 llama3_1 llama3_2 qwen2_5 qwen3_instruct_2507 phi3 gemma3 cohere lfm2 llama4 phi_4"
-
-
-@needs_data
-@pytest.mark.parametrize("file", TEMPLATES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_public_templates_are_proven_or_refused_never_wrong(smollm: Any, file: Path) -> None:
-    smollm.chat_template = file.read_text("utf-8")
-    for dialog in DIALOGS.values():
-        try:
-            encoded = chat.encode_one(smollm, dialog)
-        except StageFailed as refusal:
-            assert "chat template" in str(refusal)
-            assert file.stem not in PROVEN.split()
-            continue
-        answers = [m["content"] for m in dialog if m["role"] == "assistant"]
-        for turn, content in zip(said(smollm, encoded), answers, strict=True):
-            before, _, end = turn.partition(content)
-            assert end.strip() and not SPECIAL.sub("", end).strip()
-            assert not re.search("2|3|user|assistant", before)
-        if "generation %}" in smollm.chat_template:
-            theirs = smollm.apply_chat_template(
-                dialog, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-            )
-            assert theirs["input_ids"] == encoded.ids
-            masks = zip(encoded.ids, encoded.kinds, theirs["assistant_masks"], strict=True)
-            differ = [(token, kind) for token, kind, mask in masks if (kind > 0) != mask]
-            # their tags also hold what the generation prompt writes, and what follows the end
-            assert all(kind == chat.CONTEXT for _, kind in differ)
-            rest = {smollm.decode([token]).strip() for token, _ in differ}
-            assert rest <= {"", "<think>", "</think>", smollm.eos_token}

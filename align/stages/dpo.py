@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -13,9 +12,9 @@ from align.adapters import carried
 from align.artifacts import Model, Preferences
 from align.data import Source
 from align.launch import Launch
+from align.learnable import TooLong
 from align.out import Out
 from align.settings import Library, Stage
-from align.spec import sentences
 from align.targets import moves_base
 
 OWNED = {
@@ -42,7 +41,7 @@ class Dpo(Stage):
 
     model: Model
     data: list[Preferences | Source]
-    """Sources with their weights. Pairs longer than `trainer.max_length` tokens are dropped."""
+    """Sources with their weights; all of them are mixed."""
 
     reference: Model | None = None
     """Another frozen model to stay near, `base` or an earlier stage, with the same vocabulary."""
@@ -55,6 +54,10 @@ class Dpo(Stage):
 
     patience: int = Field(3, ge=1)
     """Evaluations in a row without a lower loss after which training stops."""
+
+    too_long: TooLong = "drop"
+    """Pairs of more than `trainer.max_length` tokens, or than the model's context: `drop` them,
+    leave out their prompts' oldest `turns`, or `stop`. What is left out is counted."""
 
     lora: models.Lora = None
     quantization: models.Quantization = "inherit"
@@ -102,12 +105,13 @@ class Dpo(Stage):
         half = models.half(self.model, **how)
         args = training.arguments(DPOConfig, self, out, half, remove_unused_columns=False)
         collator = PairCollator(tokenizer.pad_token_id, mask_format=self.mask_format)
-        limit = training.limit(args.max_length, self._shape())
+        limit = training.limit(args.max_length, models.shape(self.model))
         reference = Reference(self.model, self.reference, how, args, collator, limit, out)
 
         def rows(sources: list[Preferences | Source], prefix: str = "") -> Any:
             mixed = data.mix(sources, Preferences, self.seed, out)
-            return training.dataset(pairs(mixed, tokenizer, limit, out, prefix), least=1)
+            found = pairs(mixed, tokenizer, limit, out, prefix, self.too_long)
+            return training.dataset(found, least=1)
 
         sets = {"train_dataset": rows(self.data)}
         if self.eval_data:
@@ -130,12 +134,3 @@ class Dpo(Stage):
         models.save(network, tokenizer, self.model, out, state=trainer.whole, **how)
         training.finish(out, metrics | reference.facts)
         return Model(out.path)
-
-    def _shape(self) -> Any:
-        """The policy's configuration, read before the reference is loaded and let go of."""
-        from transformers import AutoConfig
-
-        base = models.describe(self.model).base
-        with sentences(base.path):
-            config = AutoConfig.from_pretrained(base.path, revision=base.revision)
-        return SimpleNamespace(config=config)

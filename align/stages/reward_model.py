@@ -14,6 +14,7 @@ from align.artifacts import Model, Preferences, RewardModel, read_json
 from align.data import Source
 from align.gates import held_out
 from align.launch import Launch
+from align.learnable import TooLong
 from align.out import Out
 from align.settings import Library, Settings, Stage
 
@@ -35,7 +36,7 @@ class TrainRewardModel(Stage):
 
     model: Model
     data: list[Preferences | Source]
-    """Sources with their weights. Pairs longer than `trainer.max_length` tokens are dropped."""
+    """Sources with their weights; all of them are mixed."""
 
     eval_data: list[Preferences | Source] = []
     """Held-out pairs: the checkpoint with the lowest loss on them becomes the model."""
@@ -48,6 +49,10 @@ class TrainRewardModel(Stage):
 
     patience: int = Field(3, ge=1)
     """Evaluations in a row without a lower loss after which training stops."""
+
+    too_long: TooLong = "drop"
+    """Pairs of more than `trainer.max_length` tokens, or than the model's context: `drop` them,
+    leave out their prompts' oldest `turns`, or `stop`. What is left out is counted."""
 
     lora: models.Lora = None
     quantization: models.Quantization = "inherit"
@@ -114,20 +119,19 @@ class TrainRewardModel(Stage):
         tokenizer = models.tokenizer(self.model)
         half = models.half(self.model, **how)
         args = training.arguments(RewardConfig, self, out, half, remove_unused_columns=False)
-        network = models.load(self.model, train=True, head=True, seed=self.seed, **how)
-        limit, args.max_length = training.limit(args.max_length, network), None
+        limit, args.max_length = training.limit(args.max_length, models.shape(self.model)), None
 
         def rows(sources: list[Preferences | Source], prefix: str = "") -> Any:
             mixed = data.mix(sources, Preferences, self.seed, out)
-            return training.dataset(
-                map(dialogs, pairs(mixed, tokenizer, limit, out, prefix)), least=1
-            )
+            found = pairs(mixed, tokenizer, limit, out, prefix, self.too_long)
+            return training.dataset(map(dialogs, found), least=1)
 
         made = rows(self.data)
         if self.eval_data:
             held_out = rows(self.eval_data, "eval.")
         else:
             made, held_out = hold_out(made, self.holdout, self.seed)
+        network = models.load(self.model, train=True, head=True, seed=self.seed, **how)
         trainer = ScoreTrainer(
             model=network,
             args=args,

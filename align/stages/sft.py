@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import tee
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from align import chat, data, models, splits, training
+from align import data, models, splits, training
 from align.artifacts import Conversations, Model
 from align.data import Source
 from align.launch import Launch
+from align.learnable import TooLong, conversations
 from align.out import Out
 from align.settings import Library, Stage
 
@@ -19,8 +19,8 @@ from align.settings import Library, Stage
 class Sft(Stage):
     """Trains a model on conversations with `trl.SFTTrainer`.
 
-    Rows are tokenized here, with a mask of our own that holds for every chat template (chat.py),
-    and a row that is too long is dropped and counted, never cut.
+    Rows are tokenized here, with a mask of our own that needs nothing of the chat template
+    (chat.py), and checked before the model is loaded (learnable.py). No answer is ever cut.
     """
 
     model: Model
@@ -35,6 +35,10 @@ class Sft(Stage):
 
     train_on: Literal["assistant", "all"] = "assistant"
     """The tokens that are learnt: the assistant's, with the end of its turns, or all."""
+
+    too_long: TooLong = "drop"
+    """Rows of more than `trainer.max_length` tokens, or than the model's context: `drop` them,
+    leave out their oldest `turns`, or `stop`. What is left out is counted."""
 
     lora: models.Lora = None
     quantization: models.Quantization = "inherit"
@@ -70,16 +74,16 @@ class Sft(Stage):
             models.half(self.model, **how),
             dataset_kwargs={"skip_prepare_dataset": not packed},
         )
-        network = models.load(self.model, train=True, seed=self.seed, **how)
-        limit = training.limit(args.max_length, network)
-        if not packed and "flash" in (network.config._attn_implementation or ""):
-            args.padding_free, args.max_length = True, None
+        limit = training.limit(args.max_length, models.shape(self.model))
         rows = training.dataset(self._rows(self.data, tokenizer, limit, out))
         held_out = None
         if self.eval_data:
             held_out = training.dataset(
                 self._rows(self.eval_data, tokenizer, limit, out, "eval."), 1
             )
+        network = models.load(self.model, train=True, seed=self.seed, **how)
+        if not packed and "flash" in (network.config._attn_implementation or ""):
+            args.padding_free, args.max_length = True, None
         trainer = Trainer(
             model=network,
             args=args,
@@ -101,15 +105,8 @@ class Sft(Stage):
         prefix: str = "",
     ) -> Iterator[dict[str, list[int]]]:
         """Token ids and labels (-100: not learnt) of every conversation that fits."""
-        rows, dialogs, tools = tee(data.mix(list(sources), Conversations, self.seed, out), 3)
-        encoded = chat.encode(
-            tokenizer, (row["messages"] for row in dialogs), (row.get("tools") for row in tools)
-        )
-        for row, tokens in zip(rows, encoded, strict=True):
-            if len(tokens.ids) > limit:
-                example = {"id": row["id"], "tokens": len(tokens.ids), "limit": limit}
-                out.count(f"{prefix}dropped.too_long", example=example)
-                continue
+        rows = data.mix(list(sources), Conversations, self.seed, out)
+        for tokens in conversations(rows, tokenizer, limit, out, prefix, self.too_long):
             learnt = tokens.labels if self.train_on == "assistant" else tokens.ids
             out.count(f"{prefix}rows")
             out.count(f"{prefix}tokens", len(tokens.ids))

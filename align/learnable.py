@@ -1,0 +1,287 @@
+"""Rows as what is learnt of them: whole, short enough for the model, and checked.
+
+Of every row of a training stage, before the stage's model is loaded: it begins with the
+begin-of-text token once; what is learnt are the assistant's turns, each with what ends it, and
+nothing of the prompt; calls of tools are learnt, their results are not; a system prompt is there.
+Much of this holds by construction (chat.py). It is looked at all the same, because a template or a
+tokenizer that breaks it costs a training, and shows in no number.
+
+No answer is ever cut. A model that learns from half an answer learns to stop in the middle, or
+never to stop; and of two answers cut at one length the better one may be the one that lost its end.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby, tee
+from typing import Any, Literal, TypeVar
+
+from align import chat
+from align.chat import CONTENT, END, Encoded, Refused
+from align.errors import StageFailed
+from align.out import Out
+from align.settings import Dialog
+from align.tokenizing import template_hash
+
+TooLong = Literal["drop", "turns", "stop"]
+"""A stage's `too_long:`, for rows of more tokens than `trainer.max_length` or the model's context:
+`drop` leaves them out, `turns` leaves out their oldest questions with the answers, and `stop` stops
+the stage before it trains. Whatever is left out is counted; no answer is cut."""
+
+LOUD = 0.01
+"""The share of rows that are too long, from which on a stage says it."""
+
+READ = 256
+"""So many rows are decoded and compared with their messages; the other checks are of all rows."""
+
+_REMEDIES = {
+    "too_long": " `too_long: drop` leaves them out, `too_long: turns` only their oldest turns.",
+    "refused": "",
+    **dict.fromkeys(
+        ("begin", "end", "said", "prompt"),
+        " The chat template and the tokenizer do not fit each other. Name another template: "
+        "base: {chat_template: plain} works with every tokenizer.",
+    ),
+}
+
+Row = dict[str, Any]
+Turn = tuple[int, int, int]
+Made = TypeVar("Made")
+
+
+def shorter(dialog: Dialog) -> Iterator[Dialog]:
+    """A dialog without its oldest exchange, without its two oldest, … down to its last one.
+
+    An exchange is what a user asks and all that follows, calls and results of tools too. The
+    system prompt stays.
+    """
+    head = next((i for i, m in enumerate(dialog) if m["role"] != "system"), len(dialog))
+    for i in range(head + 1, len(dialog)):
+        if dialog[i]["role"] == "user" and dialog[i - 1]["role"] != "user":
+            yield dialog[:head] + dialog[i:]
+
+
+@dataclass
+class Learnable:
+    """The rows of one data set on their way into a training, and what became of them.
+
+    `fit` and `check` are asked for every row (or pair), `finish` after the last.
+    """
+
+    tokenizer: Any
+    limit: int
+    """The most tokens of a row."""
+    too_long: TooLong
+    out: Out
+    prefix: str = ""
+    """Of the counts: "eval." for held-out rows."""
+
+    rows: int = 0
+    _begins: bool | None = None
+    _faults: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """By kind: the first, and how many more there are."""
+
+    def __post_init__(self) -> None:
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = [re.escape(str(token)) for token in added if token.special]
+        self._markers = re.compile("|".join(special) or "$.")
+
+    def fit(
+        self,
+        row: Row,
+        dialog: Dialog,
+        encode: Callable[[Dialog], Made],
+        size: Callable[[Made], int],
+    ) -> Made | None:
+        """The dialog encoded, as much of it as fits; None: it is left out, and counted.
+
+        Args:
+            row: with its `id`.
+            dialog: what may become shorter.
+            encode: makes tokens of a dialog, or says why it cannot.
+            size: how many tokens were made.
+        """
+        self.rows += 1
+        try:
+            made = encode(dialog)
+            if (length := size(made)) <= self.limit:
+                return made
+            example = {"id": row["id"], "tokens": length, "limit": self.limit}
+            if self.too_long == "stop":
+                what = f"{length:,} tokens, and {self.limit:,} fit"
+                self._fault("too_long", f"Row {row['id']} has {what}.")
+                return None
+            if self.too_long == "turns":
+                ends = list(shorter(dialog))
+                at = bisect_left(ends, True, key=lambda end: size(encode(end)) <= self.limit)
+                if at < len(ends):
+                    left = {"messages_left_out": len(dialog) - len(ends[at])}
+                    self._count("shortened.turns", example={**example, **left})
+                    return encode(ends[at])
+        except Refused as refusal:
+            if refusal.drop:
+                self._count(f"dropped.{refusal.drop}", example={"id": row["id"]})
+            else:
+                self._fault("refused", f"Row {row['id']}: {refusal}")
+            return None
+        self._count("dropped.too_long", example=example)
+        return None
+
+    def check(self, row: Row, before: Dialog, said: Dialog, encoded: Encoded) -> bool:
+        """Whether anything can be learnt from a row; what is wrong with it stops `finish`.
+
+        Args:
+            row: with its `id`, and its `tools` where it has some.
+            before: the messages that are not learnt, whoever said them.
+            said: those after them, of which the assistant's are learnt.
+            encoded: all of them.
+        """
+        answers = [message for message in said if message["role"] == "assistant"]
+        turns = list(_turns(encoded))
+        if not turns:
+            self._count("dropped.nothing_to_learn", example={"id": row["id"]})
+            return False
+        self._begin(row, encoded.ids)
+        if len(turns) != len(answers) or not all(end for _, _, end in turns):
+            ends = sum(bool(end) for _, _, end in turns)
+            fact = f"{len(answers)} answers, and {ends} ends of answers in the loss."
+            self._fault("end", f"Row {row['id']} has {fact}")
+        elif self.rows <= READ:
+            self._read(row, [*before, *said], answers, turns, encoded.ids)
+        self._tell(row, [*before, *said], answers)
+        return True
+
+    def finish(self) -> None:
+        """Say what was found.
+
+        Raises:
+            StageFailed: the template refuses rows, a check failed, or `stop` met a long row.
+        """
+        for fault, (first, more) in self._faults.items():
+            others = f" So it is with {more:,} more." if more else ""
+            raise StageFailed(f"{first}{others}{_REMEDIES.get(fault, '')}")
+        long = self._counted("dropped.too_long")
+        if long > LOUD * self.rows:
+            self.out.say(
+                f"{self._name()}: {long:,} of {self.rows:,} rows ({long / self.rows:.1%}) are LEFT "
+                f"OUT: they are longer than {self.limit:,} tokens. Raise trainer.max_length as far "
+                "as the model's context allows, or leave out old turns: `too_long: turns`."
+            )
+        self.out.say(f"{self._name()}: {' '.join(self._found())}")
+
+    def _begin(self, row: Row, ids: list[int]) -> None:
+        """See that all rows begin alike: with the begin-of-text token (once: chat.py), or not."""
+        begins = ids[:1] == [self.tokenizer.bos_token_id]
+        if self._begins is None:
+            self._begins = begins
+        if begins != self._begins:
+            self._fault("begin", f"Row {row['id']} begins otherwise than the rows before it.")
+
+    def _read(
+        self, row: Row, dialog: Dialog, answers: list[Row], turns: list[Turn], ids: list[int]
+    ) -> None:
+        """Compare what is learnt with what was said, and the prompt with that of generation."""
+        tools = row.get("tools")
+        for message, (start, end, _) in zip(answers, turns, strict=True):
+            if not chat.says(self.tokenizer, message, ids[start:end], tools):
+                what = self.tokenizer.decode(ids[start:end])[:80]
+                self._fault(
+                    "said", f"Row {row['id']} would teach {what!r}, which nobody says in it."
+                )
+        first = dialog.index(answers[0])
+        if ids[: turns[0][0]] != chat.prompt(self.tokenizer, dialog[:first], tools):
+            fact = "has another prompt in training than the model is given when it generates"
+            self._fault("prompt", f"Row {row['id']} {fact}.")
+
+    def _tell(self, row: Row, dialog: Dialog, answers: list[Row]) -> None:
+        """Count what a row has beside questions and answers."""
+        self._count("answers.learnt", len(answers))
+        self._count("tool_calls.learnt", sum(len(m.get("tool_calls") or ()) for m in answers))
+        self._count("tool_results", sum(m["role"] in ("tool", "ipython") for m in dialog))
+        self._count("system_prompts", dialog[0]["role"] == "system")
+        if any(self._markers.search(str(message.get("content"))) for message in dialog):
+            self._count("markers_in_text", example={"id": row["id"]})
+
+    def _found(self) -> Iterator[str]:
+        learnt, begin = self._counted("answers.learnt"), self.tokenizer.bos_token
+        yield (
+            f"{learnt:,} answers are learnt, each with the end of its turn, nothing of the prompts."
+        )
+        if self._begins:
+            yield f"Every row begins with {begin} once."
+        elif self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id]:
+            yield (
+                f"No row begins with {begin}, as every text does for this tokenizer: the chat "
+                "template does not write it. Nor will it when the model generates."
+            )
+        if calls := self._counted("tool_calls.learnt"):
+            results = self._counted("tool_results")
+            yield f"{calls:,} calls of tools are learnt, {results:,} results of tools are not."
+        if kept := self._counted("system_prompts"):
+            yield f"{kept:,} system prompts are kept."
+        if shortened := self._counted("shortened.turns"):
+            yield f"Of {shortened:,} long rows the oldest turns are left out."
+        if marked := self._counted("markers_in_text"):
+            yield (
+                f"{marked:,} rows have special tokens in what is said in them, which the model "
+                "reads as its own markers."
+            )
+        if "strftime_now" in str(self.tokenizer.chat_template):
+            yield f"The chat template writes a date: here always {chat.TODAY:%d %b %Y}."
+        yield f"Chat template {str(template_hash(self.tokenizer))[:12]}."
+
+    def _count(self, name: str, n: int = 1, example: Any = None) -> None:
+        if n:
+            self.out.count(self.prefix + name, n, example)
+
+    def _counted(self, name: str) -> int:
+        return int(self.out.counts.get(self.prefix + name, {"n": 0})["n"])
+
+    def _fault(self, kind: str, sentence: str) -> None:
+        first, more = self._faults.get(kind, (sentence, -1))
+        self._faults[kind] = first, more + 1
+
+    def _name(self) -> str:
+        return "eval_data" if self.prefix else "data"
+
+
+def conversations(
+    rows: Iterable[Row], tokenizer: Any, limit: int, out: Out, prefix: str, too_long: TooLong
+) -> Iterator[Encoded]:
+    """Every conversation that can be learnt from, as tokens: see `Learnable`."""
+    learnable = Learnable(tokenizer, limit, too_long, out, prefix)
+    rows, dialogs, tools = tee(rows, 3)
+    encoded = chat.encode(
+        tokenizer, (row["messages"] for row in dialogs), (row.get("tools") for row in tools)
+    )
+    for row, found in zip(rows, encoded, strict=True):
+
+        def encode(messages: Dialog, row: Row = row, found: Any = found) -> tuple[Dialog, Encoded]:
+            if messages is not row["messages"]:
+                return messages, chat.encode_one(tokenizer, messages, row.get("tools"))
+            if isinstance(found, Refused):
+                raise found
+            return messages, found
+
+        made = learnable.fit(row, row["messages"], encode, lambda made: len(made[1].ids))
+        if made and learnable.check(row, [], *made):
+            yield made[1]
+    learnable.finish()
+
+
+def _turns(encoded: Encoded) -> Iterator[Turn]:
+    """Where every answer that is learnt begins and ends, and how many tokens end its turn."""
+    at, start = 0, None
+    for kind, run in groupby(encoded.kinds):
+        length = sum(1 for _ in run)
+        if kind == END:
+            yield (at if start is None else start), at, length
+        elif start is not None:
+            yield start, at, 0
+        start = at if kind == CONTENT else None
+        at += length
+    if start is not None:
+        yield start, at, 0
