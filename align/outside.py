@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import adapters, hub, shelf
-from align.artifacts import Artifact, Model, RewardModel
+from align import adapters, files, forms, hub, raw, shelf
+from align.artifacts import Artifact, Model, RewardModel, Rows
 from align.data import Source
+from align.errors import StageFailed
 from align.models import Base, token_problem
 from align.options import nearest
 from align.records import data_files, external, is_path
@@ -66,7 +67,28 @@ def source(
             where = block["data_files"]
             message = f'"data_files": there is no file {show(str(error))}.'
             return reader.problem(where.place, path, message)
+        if wrong := _misread(read, wanted):
+            return reader.problem(block["path"].place, path, wrong)
     return read
+
+
+def _misread(source: Source, wanted: Sequence[type[Artifact]]) -> str | None:
+    """Why the first row of a local file is not what is wanted; None: it is, or is read later.
+
+    Only files whose first line is their first row, which costs no import, and where one type of
+    rows is wanted.
+    """
+    kinds = [kind for kind in wanted if issubclass(kind, Rows)]
+    file = Path(source.path or "")
+    suffix = files.format_of(file)
+    light = suffix in (".jsonl", ".ndjson", ".csv", ".tsv") and file.suffix != ".zst"
+    if len(kinds) != 1 or not light or not file.is_file() or "[" in source.split:
+        return None
+    try:
+        forms.recognise(next(raw.rows(source)), kinds[0], str(file), source.format)
+    except StageFailed as error:
+        return str(error)
+    return None
 
 
 def _stage(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from align import forms
-from align.artifacts import Rows
+from align.artifacts import Conversations, Preferences, Prompts, Rows
 from align.formats.strength import Level
 from align.settings import Settings
 
@@ -45,7 +45,7 @@ class Source(Settings):
     count: int | None = Field(None, ge=1)
     """In place of a weight: so many rows, drawn by seed. No more than there are."""
 
-    without: list[Rows | Source] = []
+    without: list[Prompts | Conversations | Preferences | Source] = []
     """Rows whose prompt is also in one of these are left out, and counted."""
 
     strength: list[Level] | None = None

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from align import data
+from align import data, recipe
 from align.artifacts import Conversations, Preferences, Prompts, Rows, Text
 from align.data import Source
-from align.errors import StageFailed
+from align.errors import RecipeError, StageFailed
 from align.out import Out
 
 Row = dict[str, Any]
@@ -279,3 +279,68 @@ def test_rows_whose_prompts_stand_elsewhere_are_left_out(tmp_path: Path, out: Ou
     assert out.counts["dropped.prompt_elsewhere"]["n"] == 2
     with pytest.raises(StageFailed, match="Documents have no prompts"):
         read(numbers(tmp_path / "c.jsonl", range(3)), Text, without=without)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "keys", "sentence"),
+    [
+        ("a.jsonl", '{"text": "a"}\n', "", r"a\.jsonl has the columns text, and no format of conv"),
+        ("a.jsonl", '{"prompt": \n', "", r"a\.jsonl, line 1 is damaged JSON"),
+        ("a.csv", "prompt,response\né,b\n", "", r"a\.csv, line 2 is not UTF-8"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "response": "b"}\n',
+            "format: pairs",
+            "pairs takes chosen and",
+        ),
+        ("a.jsonl", '{"prompt": "a", "response": "b"}\n', "format: pair", 'Did you mean "pairs"'),
+        ("a.jsonl", '{"prompt": "a", "response": "b"}\n', "count: 0", "must be greater than or"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "response": "b"}\n',
+            "count: 1, weight: 2.0",
+            "both say how many",
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "response": "b"}\n',
+            "strength: [weak]",
+            'must be "significantly", "better"',
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "response": "b"}\n',
+            "without: [b.jsonl]",
+            'no file "b.jsonl"',
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_local_file_is_known_when_the_recipe_is_read(
+    tmp_path: Path, name: str, text: str, keys: str, sentence: str
+) -> None:
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    (tmp_path / "r.yaml").write_text(
+        "base: nobody/nothing\nstages:\n"
+        f"  sft: {{model: base, data: [{{path: {tmp_path / name}, {keys}}}]}}\n"
+    )
+    with pytest.raises(RecipeError, match=sentence) as error:
+        recipe.read(tmp_path / "r.yaml", store=tmp_path / "runs")
+    assert error.value.problems[0].path.startswith("stages.sft.data.0")
+
+
+def test_a_source_that_rows_are_kept_apart_from_is_part_of_the_key(
+    tmp_path: Path,
+) -> None:
+    def key(held_out: str) -> str:
+        (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": held_out}))
+        plan = recipe.read(tmp_path / "r.yaml", store=tmp_path / "runs")
+        record = json.loads(json.dumps(plan.stages["sft"].record))
+        assert recipe.restore(record, tmp_path / "runs") is not None
+        return plan.stages["sft"].artifact.key
+
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    (tmp_path / "r.yaml").write_text(
+        f"base: nobody/nothing\nstages:\n  sft: {{model: base, data: [{{path: {tmp_path}/a.jsonl, "
+        f"without: [{tmp_path}/b.jsonl]}}]}}\n"
+    )
+    assert key("one") == key("one") != key("two")

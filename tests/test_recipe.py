@@ -127,7 +127,7 @@ def test_data_counts_by_content_and_not_by_name(world: Path) -> None:
     assert changed(one, read(CHAIN.replace("d.jsonl", "moved.jsonl"))) == set()
     os.utime("d.jsonl", (1, 1))
     assert changed(one, read()) == set()
-    Path("e.jsonl").write_text('{"text": "new"}\n')
+    Path("e.jsonl").write_text('{"prompt": "new", "completion": "row"}\n')
     assert changed(one, read()) == {"sft", "draw", "rate", "best", "sft_2", "exam"}
 
 
