@@ -24,6 +24,7 @@ from align.data import Source
 from align.errors import RecipeError, StageFailed
 from align.out import EXAMPLES, Out
 from align.settings import Stage, Task
+from align.source import WHERE
 
 Hits = dict[str, str]
 """By an item's id: "exact" or "partial"."""
@@ -155,7 +156,7 @@ def _name(source: Rows | Source) -> str:
         return source.name or source.key
     if source.stage is not None:
         return _name(source.stage)
-    about = source.model_dump(exclude={"stage", "columns", "weight"}, exclude_defaults=True)
+    about = source.model_dump(include=WHERE, exclude_defaults=True)
     return " ".join(str(value) for value in about.values())
 
 
@@ -210,4 +211,4 @@ def _content(source: Rows | Source, contents: records.Contents) -> list[Any]:
     assert isinstance(source, Source)
     files = records.data_files(source)
     files += [Path(str(source.path))] if Path(str(source.path)).exists() else []
-    return [source.model_dump(exclude={"stage", "weight"}), *map(contents.of, files)]
+    return [source.model_dump(include=WHERE | {"columns", "broken"}), *map(contents.of, files)]

@@ -14,7 +14,7 @@ from align import files, loading
 from align.artifacts import Rows
 from align.errors import StageFailed
 from align.out import Out
-from align.source import Source
+from align.source import WHERE, Source
 
 Row = dict[str, Any]
 
@@ -76,9 +76,7 @@ def _raw(source: Source, told: Told | None) -> Iterator[Row]:
     elif paths is not None and split != "train":
         raise StageFailed(f'{name} has no split "{split}". Say `split: train`.')
     if paths is None:
-        asked = source.model_dump(
-            include={"path", "name", "data_dir", "data_files", "split", "revision", "streaming"}
-        )
+        asked = source.model_dump(include=WHERE | {"streaming"})
         return loading.load(
             name, **asked | {"path": str(folder if folder.is_dir() else source.path)}
         )

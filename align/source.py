@@ -12,6 +12,9 @@ from align.artifacts import Conversations, Preferences, Prompts, Rows
 from align.formats.strength import Level
 from align.settings import Settings
 
+WHERE = {"path", "name", "data_dir", "data_files", "split", "revision"}
+"""The keys of a source that say where its rows are, and nothing of which are read."""
+
 
 class Source(Settings):
     """One source of rows: `stage:` or the keys of `datasets.load_dataset`, plus ours."""
