@@ -171,8 +171,9 @@ def view(arguments: list[str]) -> int:
     (flipped, disagree, longest ...), search, keys (?), and links that hold all that is chosen.
 
     With --text, on the terminal. Of `sample` and `score` every prompt with its answers, best first;
-    of `reject` what was kept; of `pair` what was chosen and rejected; of a stage that trains the
-    rows it is trained on, `>` before what the model learns to say.
+    of `reject` what was kept; of `pair` what was chosen and rejected; of `curate` what was kept and
+    what was removed, with the reason; of a stage that trains the rows it is trained on, as its
+    model reads them, `>` before what it learns to say.
 
     Both also while a stage runs: what is finished.
 
@@ -195,6 +196,9 @@ def view(arguments: list[str]) -> int:
     parser.add_argument("-n", metavar="ROWS", type=int, default=5, help="how many (default: 5)")
     parser.add_argument("--id", metavar="ID", help="the row of this id, its texts whole")
     parser.add_argument("--search", metavar="WORDS", help="rows that say this, whatever the case")
+    parser.add_argument(
+        "--tokens", action="store_true", help="show where the tokens begin that a model reads"
+    )
     asked = parser.parse_args(arguments)
     planned = read(asked.recipe, asked.set, asked.store)
     if asked.text is None:
@@ -205,7 +209,9 @@ def view(arguments: list[str]) -> int:
         return 0
     from align.reporting import view as page
 
-    for line in page.show(planned, asked.text, asked.n, asked.id, asked.search):
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    looked = (asked.n, asked.id, asked.search, asked.tokens, colour)
+    for line in page.show(planned, asked.text, *looked):
         print(line)
     return 0
 

@@ -10,7 +10,7 @@ HIDDEN = re.compile(
 )
 """Control characters, marks of direction, spaces without width, halves of surrogate pairs: they
 would move a cursor or colour a terminal, would not be seen, would turn what is, or cannot be
-written. As in view.js."""
+written. As in rows.js."""
 
 
 def visible(text: str) -> str:

@@ -368,11 +368,13 @@ def test_what_a_stage_learns_to_say_is_marked(
     found = whole(lambda: browser.rows({"stage": "sft"}))
     assert found["total"] == 2 and found["notes"] == ["the first that it is trained on"]
     row = browser.row({"stage": "sft", "n": str(found["rows"][0]["n"])})
-    assert row["masked"] == [
-        [False, "<s><|user|>Name a colour.<|end|>\n<|assistant|>"],
-        [True, "Red<|end|>"],
-        [False, "\n"],
-    ]
+    read = row["read"]
+    assert (read["tokens"], read["learnt"], read["left_out"]) == (24, 4, False)
+    [[name, tokens]] = read["parts"]
+    assert name == "" and tokens[:2] == [["<s>", [1], "", True], ["<|user|>", [4], "", True]]
+    assert [text for text, _, mark, _ in tokens if mark] == ["R", "e", "d", "<|end|>"]
+    assert found["rows"][0]["numbers"][""]["tokens"] == 24
+    assert ids(whole(lambda: browser.rows({"stage": "sft", "filter": "left out"}))) == []
 
 
 def test_rows_that_lack_what_the_page_needs_are_named(plan: Plan, ask: Ask) -> None:
@@ -386,3 +388,26 @@ def test_the_index_may_be_deleted(plan: Plan, ask: Ask) -> None:
     assert ids(ask("rated")) == ["a"]
     shutil.rmtree(plan.store / ".cache")
     assert ids(ask("rated")) == ["a"]
+
+
+def test_removed_rows_are_a_list_of_their_own_by_their_reasons(plan: Plan, ask: Ask) -> None:
+    path = make(plan, "best", [{"id": "a", "messages": [*user("Hi"), *reply("Ho")]}])
+    said = [["user", "Hi"], ["assistant", "Ho"]]
+    near = {"id": "b", "reason": "near", "facts": {"repeats": "a", "similarity": 0.9}, "said": said}
+    more = [{**near, "id": "c", "facts": {"repeats": "a", "similarity": 0.8}}]
+    more.append({"id": "d", "reason": "length", "facts": {"words": 2}, "said": said})
+    write(path / "removed.jsonl", [near, *more])
+    browser = Browser(plan)
+    [stage] = [one for one in browser.chain()["stages"] if one["name"] == "best"]
+    assert stage["tasks"] == ["kept", "removed"]
+    assert ids(ask("best", task="kept")) == ids(ask("best")) == ["a"]
+    found = ask("best", task="removed")
+    assert (found["form"], found["subset"]) == ("removed", "reason")
+    assert found["subsets"] == [("near", 2), ("length", 1)]
+    assert ids(ask("best", task="removed", subset="near", sort="numbers.similarity", up="1")) == [
+        "c",
+        "b",
+    ]
+    row = browser.row({"stage": "best", "task": "removed", "n": str(found["rows"][0]["n"])})
+    assert row["facts"] == near["facts"] and row["messages"] == [*user("Hi"), *reply("Ho")]
+    assert ids(ask("best", task="removed", search="ho")) == ["b", "c", "d"]

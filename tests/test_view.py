@@ -174,19 +174,78 @@ def test_rows_of_every_form_that_stages_take_are_shown(view: Lines) -> None:
     assert lines[-1].startswith('  { ⏎ "prompt": "Name a colour."')  # is left out in training
 
 
+DIALOG = [
+    {"role": "user", "content": "Name a colour."},
+    {"role": "assistant", "content": "Red"},
+]
+
+
 def test_of_a_stage_that_trains_what_it_learns_to_say_is_marked(view: Lines) -> None:
-    dialog = [
-        {"role": "user", "content": "Name a colour."},
-        {"role": "assistant", "content": "Red"},
-    ]
-    made("reject", [{"id": "a/0", "prompt_id": "a", "messages": dialog, "score": 2.0}])
+    made("reject", [{"id": "a/0", "prompt_id": "a", "messages": DIALOG, "score": 2.0}])
+    head = ["sft (its data): Conversations, not made yet", "", "a/0"]
     assert view("sft") == [
-        "sft (its data): Conversations, not made yet",
-        "",
-        "a/0",
+        *head,
+        "  24 tokens, 4 learnt > (17%)",
         "    <s><|user|>Name a colour.<|end|> ⏎ <|assistant|>",
         "  > Red<|end|>",
     ]
+    assert view("sft", "--tokens")[-3:] == [
+        "    <s>│<|user|>│N│a│m│e│·│a│·│c│o│l│o│u│r│.│<|end|>│⏎│<|assistant|>",
+        "  > R│e│d│<|end|>",
+        "    ⏎",
+    ]
+
+
+def test_on_a_terminal_what_is_learnt_has_a_colour_too_unless_nobody_wants_one(
+    view: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made("reject", [{"id": "a/0", "prompt_id": "a", "messages": DIALOG}])
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert view("sft")[-1] == "  > \x1b[32mRed<|end|>\x1b[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert view("sft")[-1] == "  > Red<|end|>"
+
+
+def test_pairs_are_shown_with_the_masks_of_both_losses(view: Lines) -> None:
+    prompt, good, bad = DIALOG[:1], DIALOG[1:], [{"role": "assistant", "content": "No"}]
+    made("pair", [{"id": "a", "prompt": prompt, "chosen": good, "rejected": bad}])
+    with Path("r.yaml").open("a") as file:
+        losses = "{loss_type: [sigmoid, sft], loss_weights: [1.0, 0.2]}"
+        file.write(f"  dpo: {{model: base, data: pair, mask_format: true, trainer: {losses}}}\n")
+        file.write("  late: {use: dpo, model: sft, data: pair, trainer: {max_length: 21}}\n")
+    assert view("dpo")[3:] == [
+        "  28 tokens, 5 learnt > (18%), 1 learnt in the NLL term alone ~",
+        "  prompt     <s><|user|>Name a colour.<|end|> ⏎ <|assistant|>",
+        "  chosen   > Red",
+        "           ~ <|end|>",
+        "  rejected > No",
+        "             <|end|>",
+    ]
+    assert "  ! It is left out: 24 tokens, and 21 fit." in view("late")
+
+
+def test_of_a_stage_that_removes_rows_both_kinds_are_shown(view: Lines) -> None:
+    path = made("reject", [{"id": f"{i}", "messages": DIALOG} for i in range(9)])
+    said = [["user", "What is 6 x 7?"], ["assistant", "42"]]
+    facts = {"task": "gsm8k", "item": "3", "gram": "what is 6 x 7"}
+    rows = [{"id": "r1", "reason": "contamination", "facts": facts, "said": said}]
+    rows += [{"id": "r2", "reason": "near", "facts": {"repeats": "8"}, "said": said}]
+    (path / "removed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert view("reject", "-n", "1")[1:] == [
+        "",
+        "0",
+        "  user: Name a colour.",
+        "  assistant: Red",
+        "",
+        "removed:",
+        "",
+        "r1",
+        "  - contamination: task gsm8k, item 3, gram what is 6 x 7",
+        "  user: What is 6 x 7?",
+        "  assistant: 42",
+    ]
+    assert view("reject", "--id", "r2")[4:6] == ["r2", "  - near: repeats 8"]
+    assert view("reject", "--search", "x 7")[-6:-4] == ["  assistant: 42", ""]
 
 
 def test_what_a_model_said_cannot_move_the_cursor(view: Lines) -> None:

@@ -41,7 +41,12 @@ def test_the_wheel_installs_one_import_package(installed: Path) -> None:
 
 def test_the_wheel_holds_the_page_of_align_view(installed: Path) -> None:
     static = installed / "align" / "reporting" / "static"
-    assert {file.name for file in static.iterdir()} == {"view.html", "view.css", "view.js"}
+    assert {file.name for file in static.iterdir()} == {
+        "view.html",
+        "view.css",
+        "view.js",
+        "rows.js",
+    }
 
 
 def test_the_installed_quickstart_plans_in_a_directory_with_its_own_eval_package(

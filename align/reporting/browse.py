@@ -80,6 +80,7 @@ class Browser:
             "rows": list(rows),
             "filters": {name: one.words for name, one in place.form.filters.items()},
             "sorts": sorts,
+            "subset": place.form.subset,
             "subsets": subsets,
             "parts": {part: self._names.get(part, part) for part in parts},
             "metrics": metrics,

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 Progress = Callable[[int, int], None]
 """Called with the bytes that are done and all of them."""
 
-FORM = 1
+FORM = 2
 """Part of a file's name: raised when the same rows get another index."""
 
 TITLE = 160

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,19 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]
 
 
-LOST = ("dropped.", "failed.", "cut", "truncated.", "thought.")
+LOST = ("dropped.", "failed.", "cut", "shortened.", "truncated.", "thought.")
 """How the counts begin that say what is not in the numbers, or not whole."""
 
 
-def dropped(report: Entry) -> str:
-    """Rows, answers and items that are not in the numbers, with examples."""
+def dropped(report: Entry, told: Container[tuple[str, str]] = ()) -> str:
+    """Rows, answers and items that are not in the numbers, with examples.
+
+    `told` are stages and counts of which another section says more.
+    """
     rows = []
     for stage in report["stages"]:
         for name, count in (stage["counts"] or {}).items():
-            if not name.startswith(LOST) or not count["n"]:
+            if not name.startswith(LOST) or not count["n"] or (stage["name"], name) in told:
                 continue
             examples = "".join(
                 f'<div class="code">{escape(_json(example))}</div>'

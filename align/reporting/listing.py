@@ -6,7 +6,7 @@ A list is a stage's rows, the rows it is trained on, or the items of one task of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from typing import NamedTuple
 
@@ -52,6 +52,9 @@ class Form:
 
     sorts: dict[str, str]
     """What the numbers are called that rows are sorted by."""
+
+    subset: str = "subset"
+    """What the page calls the subsets of its rows."""
 
     def sorted_by(self, names: Sequence[str]) -> dict[str, str]:
         """Those of the numbers that there are; a task's own and those of two rewards, too."""
@@ -109,6 +112,7 @@ def pair(row: Row) -> Facts:
         return Facts(_title(row["text"]), {})
     lengths = [_length(side) for side in sides]
     numbers: dict[str, float | None] = {LONGEST: max(lengths), "longer": lengths[0] - lengths[-1]}
+    numbers |= _read(row)
     scores = row.get("chosen_score"), row.get("rejected_score")
     if scores[0] is not None and scores[1] is not None:
         numbers["margin"] = scores[0] - scores[1]
@@ -125,7 +129,24 @@ def dialog(row: Row) -> Facts:
         numbers["turns"] = len(messages)
     if "score" in row:
         numbers["score"] = row["score"]
-    return Facts(_title(messages), numbers, _subsets(row))
+    return Facts(_title(messages), numbers | _read(row), _subsets(row))
+
+
+def _read(row: Row) -> dict[str, float | None]:
+    """Of a row as a model is trained on it; nothing of others."""
+    if (read := row.get("read")) is None:
+        return {}
+    numbers = {"tokens": read["tokens"], "learnt": read["learnt"], "left out": read["left_out"]}
+    return numbers | {"shortened": bool(read["note"]) and not read["left_out"]}
+
+
+def removed(row: Row) -> Facts:
+    """Of a row that a rule removed; its reason is its subset."""
+    numbers: dict[str, float | None] = {LONGEST: _length(row["messages"])}
+    for name, value in row["facts"].items():
+        if isinstance(value, (int, float)):
+            numbers[METRIC + name] = value
+    return Facts(_title(row["messages"]), numbers, [row["reason"]])
 
 
 def item(row: Row) -> Facts:
@@ -191,6 +212,9 @@ DIALOGS = Form(
     {"turns": Filter("several turns", "{0} > 2", ("turns",))},
     {"score": "score", "turns": "turns", LONGEST: "length (characters)"},
 )
+REMOVED = Form(
+    "removed", removed, (LONGEST,), {}, {LONGEST: "length (characters)"}, subset="reason"
+)
 ITEMS = Form(
     "item",
     item,
@@ -207,6 +231,21 @@ ITEMS = Form(
     },
     {LONGEST: "longest answer (characters)", CUT: "answers cut"},
 )
+
+
+def trained(kind: type[Rows]) -> Form:
+    """How rows are looked at that a stage is trained on."""
+    known = form(kind)
+    return replace(
+        known,
+        shown=("tokens", *known.shown),
+        filters=known.filters
+        | {
+            "left out": Filter("left out", "{0} > 0", ("left out",)),
+            "shortened": Filter("shortened", "{0} > 0", ("shortened",)),
+        },
+        sorts=known.sorts | {"tokens": "tokens", "learnt": "tokens that are learnt"},
+    )
 
 
 def form(kind: type[Rows]) -> Form:

@@ -8,16 +8,16 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import records, results, store
-from align.artifacts import Conversations, Model, Report, Rows, Samples, read_json
+from align.artifacts import Model, Report, Rows, Samples, read_json
 from align.errors import StageFailed
-from align.reporting import listing, view
+from align.reporting import curated, learnt, listing, view
 from align.reporting.index import FORM, File, Index, Row
 from align.reporting.jobs import Jobs, Progress
 from align.reporting.listing import Form
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from align.recipe import Plan, Planned
 
 TRAINED_ON = 1000
-"""How many of the rows that a stage is trained on are shown: they are mixed and masked for it."""
+"""How many of the rows that a stage is trained on are shown: they are mixed and read for it."""
+
+KEPT, REMOVED = "kept", "removed"
+"""The two lists of a stage that says which rows it removed."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,13 @@ class Places:
         one = self._plan.stages.get(stage)
         if one is None:
             raise StageFailed("There is no such stage in this recipe.")
+        known = tasks(one)
         if not isinstance(one.artifact, Report):
-            return self.rows(one)
-        if not (known := tasks(one)):
+            if task == REMOVED and task in known:
+                files = [File(path) for path in _removed(one)]
+                return Place(one, task, listing.REMOVED, view.as_dialog, files)
+            return replace(self.rows(one), task=known[0] if known else "")
+        if not known:
             raise self._nothing(one)
         task = task if task in known else known[0]
         found = (root / "items" / task for root in _roots(one.artifact.path))
@@ -82,19 +89,18 @@ class Places:
         if isinstance(one.artifact, Rows):
             if not (files := _files(one.artifact)):
                 raise self._nothing(one)
-            return self._place(one, type(one.artifact), files)
-        kind = view.trained_on(one.stage)
-        if kind is None:
+            kind = type(one.artifact)
+            return self._place(one, kind, listing.form(kind), files)
+        if (trained := view.trained_on(one.stage)) is None:
             raise StageFailed("This stage is trained on no rows and makes none.")
-        file = self._folder / one.artifact.key / "trained_on.jsonl"
+        file = self._folder / one.artifact.key / "read.jsonl"
         if not file.is_file():
             what = f"mixing what {one.name} is trained on"
             self.jobs.result(what, ("mix", one.name), partial(self._mix, one, file))
-        return self._place(one, kind, [file])
+        return self._place(one, trained, listing.trained(trained), [file])
 
-    def _place(self, one: Planned, kind: type[Rows], files: list[Path]) -> Place:
-        normal = partial(view.normal, kind=kind)
-        return Place(one, "", listing.form(kind), normal, [*map(File, files)])
+    def _place(self, one: Planned, kind: type[Rows], form: Form, files: list[Path]) -> Place:
+        return Place(one, "", form, partial(view.normal, kind=kind), [*map(File, files)])
 
     def index(self, place: Place) -> Index:
         """A list's index, which knows all its files.
@@ -132,14 +138,14 @@ class Places:
         ]
 
     def _mix(self, one: Planned, file: Path, progress: Progress) -> None:
-        """Write the first rows that a stage is trained on, with what it learns of them."""
+        """Write the first rows that a stage is trained on, with the tokens it reads as `read`."""
         kind, rows = view.rows_of(self._plan, one)
-        masks = view.masks(one.stage) if issubclass(kind, Conversations) else None
+        see = learnt.see(one, kind)
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
         with temporary.open("w", encoding="utf-8") as out:
             for i, row in enumerate(islice(rows, TRAINED_ON)):
-                more = {"masked": list(masks(row))} if masks else {}
+                more = {"read": see(row).row()} if see else {}
                 out.write(json.dumps({**row, **more}, ensure_ascii=False) + "\n")
                 progress(i, TRAINED_ON)
         temporary.replace(file)
@@ -155,9 +161,10 @@ def trains(one: Planned) -> bool:
 
 
 def tasks(one: Planned) -> list[str]:
-    """The tasks of which an evaluation has items, in the report's order where there is one."""
+    """The lists of a stage where it has several: the tasks of which an evaluation has items, in the
+    report's order where there is one; the rows that are kept and those that are removed."""
     if not isinstance(one.artifact, Report):
-        return []
+        return [KEPT, REMOVED] if _removed(one) else []
     found = (root.glob("items/*/") for root in _roots(one.artifact.path))
     order = [each["task"] for each in _report(one).get("tasks", ())]
     names = sorted({path.name for paths in found for path in paths})
@@ -181,6 +188,12 @@ def _report(one: Planned) -> Row:
 def _files(rows: Rows) -> list[Path]:
     """The files of an artifact, or those that are there while it is made."""
     return next(filter(None, (type(rows)(root).files() for root in _roots(rows.path))), [])
+
+
+def _removed(one: Planned) -> list[Path]:
+    """The file of the rows that a stage removed, if it says which."""
+    found = (root / curated.REMOVED for root in _roots(one.artifact.path))
+    return [file for file in found if file.is_file()][:1]
 
 
 def _roots(path: Path) -> list[Path]:

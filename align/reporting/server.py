@@ -40,6 +40,7 @@ PORT = 8420
 STATIC = Path(__file__).with_name("static")
 PAGES = {
     "/": ("view.html", "text/html"),
+    "/rows.js": ("rows.js", "text/javascript"),
     "/view.js": ("view.js", "text/javascript"),
     "/view.css": ("view.css", "text/css"),
 }

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
 
 from align import data, forms, store
 from align.annotations import Annotation, artifact_name
-from align.artifacts import Conversations, Model, Preferences, Rows, Samples, read_json
+from align.artifacts import Preferences, Rows, Samples, read_json
 from align.errors import Problem, RecipeError, StageFailed
 from align.formats.dialogs import Unusable
 from align.options import nearest
 from align.progress import in_words
+from align.reporting import learnt
+from align.reporting.curated import REMOVED
 from align.settings import Stage
 from align.visible import visible
 
@@ -25,19 +29,32 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+Form = Callable[[Row, int], Iterator[str]]
+"""The lines of a row, of that width."""
+
 WHOLE = 0
 """In place of a width: texts are shown whole, on as many lines as they have."""
 
 
-def show(plan: Plan, name: str, n: int, id: str | None, search: str | None) -> Iterator[str]:
+def show(
+    plan: Plan,
+    name: str,
+    n: int,
+    id: str | None,
+    search: str | None,
+    tokens: bool = False,
+    colour: bool = False,
+) -> Iterator[str]:
     """The lines that show a stage's first `n` rows, as they are read; also while it runs.
 
     Args:
         plan: the recipe.
         name: of the stage. Of one that trains, what it is trained on.
-        n: how many rows.
+        n: how many rows; of one that removes rows, as many removed ones, too.
         id: only the rows of this id, or made from the prompt of this id; shown whole.
         search: only rows that say this, whatever the case.
+        tokens: show where tokens begin in what a stage is trained on.
+        colour: what is learnt has a colour, too.
 
     Raises:
         RecipeError: there is no such stage or row, or the stage has made nothing yet.
@@ -46,21 +63,38 @@ def show(plan: Plan, name: str, n: int, id: str | None, search: str | None) -> I
     kind, rows = rows_of(plan, stage)
     whose = "" if isinstance(stage.artifact, Rows) else " (its data)"
     yield f"{name}{whose}: {kind.__name__}, {state(stage)}"
-    rows = (normal(row, kind) for row in rows)
-    if id is not None:
-        rows = (row for row in rows if id in (row.get("id"), row.get("prompt_id")))
-    if search is not None:
-        found = search.casefold()
-        rows = (row for row in rows if found in "\n".join(texts(row)).casefold())
     width = WHOLE if id is not None else shutil.get_terminal_size((100, 24)).columns
-    lines = _form(stage, kind)
-    number = 0
-    for number, row in enumerate(islice(rows, n), 1):
-        yield f"\n{visible(str(row.get('id', f'row {number}')))}"
-        yield from lines(row, width)
-    if not number:
+    looked, form = Looked(id, search, n, width), _form(stage, kind, tokens, colour)
+    found = yield from looked.lines((normal(row, kind) for row in rows), form)
+    if (file := stage.artifact.path / REMOVED).is_file():
+        yield "\nremoved:"
+        found += yield from looked.lines(removed(file), _removed)
+    if not found:
         asked = f'the id "{id}"' if id is not None else f'"{search}"' if search else "anything"
         raise _problem(plan, name, f"No row here has {asked}.")
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Which rows are looked for, and how wide they are shown."""
+
+    id: str | None
+    search: str | None
+    n: int
+    width: int
+
+    def lines(self, rows: Iterable[Row], form: Form) -> Generator[str, None, int]:
+        """Yield the lines of the first `n` of them; returns how many there were."""
+        if self.id is not None:
+            rows = (row for row in rows if self.id in (row.get("id"), row.get("prompt_id")))
+        if self.search is not None:
+            found = self.search.casefold()
+            rows = (row for row in rows if found in "\n".join(texts(row)).casefold())
+        number = 0
+        for number, row in enumerate(islice(rows, self.n), 1):
+            yield f"\n{visible(str(row.get('id', f'row {number}')))}"
+            yield from form(row, self.width)
+        return number
 
 
 # -- which rows ----------------------------------------------------------------------------------
@@ -136,14 +170,12 @@ def _problem(plan: Plan, name: str, message: str) -> RecipeError:
 # -- how rows are shown --------------------------------------------------------------------------
 
 
-def _form(stage: Planned, kind: type[Rows]) -> Callable[[Row, int], Iterator[str]]:
+def _form(stage: Planned, kind: type[Rows], tokens: bool, colour: bool) -> Form:
     if issubclass(kind, Samples):
         return _candidates
-    if issubclass(kind, Preferences):
-        return _pair
-    if issubclass(kind, Conversations) and not isinstance(stage.artifact, Rows):
-        return _masked(stage.stage)
-    return _plain
+    if not isinstance(stage.artifact, Rows) and (see := learnt.see(stage, kind)) is not None:
+        return _masked(see, tokens, colour)
+    return _pair if issubclass(kind, Preferences) else _plain
 
 
 def _candidates(row: Row, width: int) -> Iterator[str]:
@@ -195,41 +227,77 @@ def _plain(row: Row, width: int) -> Iterator[str]:
         yield f"  score  {_number(row['score'])}"
 
 
-def _masked(stage: Stage) -> Callable[[Row, int], Iterator[str]]:
-    """Conversations as the model is trained on them: `>` before what it learns to say."""
-    parts = masks(stage)
+SIGNS = {learnt.READ: " ", learnt.LEARNT: ">", learnt.NLL: "~", learnt.SCORED: "*"}
+"""Before what a model reads: what becomes of it."""
+
+COLOURS = {learnt.READ: "", learnt.LEARNT: "32", learnt.NLL: "33", learnt.SCORED: "35"}
+"""The same for who sees colours, as ANSI's codes."""
+
+
+def _masked(see: learnt.See, tokens: bool, colour: bool) -> Form:
+    """Rows as a model is trained on them, with a sign before what becomes of each stretch."""
 
     def lines(row: Row, width: int) -> Iterator[str]:
-        for learnt, text in parts(row):
-            if text := text.strip("\n"):
-                yield from _line("  > " if learnt else "    ", text, width)
+        if "text" in row:  # it is left out: it has no form that the stage takes
+            yield from _plain(row, width)
+            return
+        seen = see(row)
+        yield f"  {', '.join(_counts(seen))}"
+        if seen.note:
+            yield from _line("  ! ", seen.note, width)
+        for part in seen.parts:
+            head = f"{part.name:9}" if part.name else ""
+            for mark, run in groupby(part.tokens, key=lambda token: token.mark):
+                each = [token.text for token in run]
+                text = "│".join(map(_bounded, each)) if tokens else "".join(each)
+                if text.strip() or mark != learnt.READ:
+                    text = text.strip("\n") if text.strip() else _bounded(text)
+                    code = COLOURS[mark] if colour else ""
+                    yield from _line(f"  {head}{SIGNS[mark]} ", text, width, code)
+                    head = " " * len(head)
 
     return lines
 
 
-def masks(stage: Stage) -> Callable[[Row], Iterator[tuple[bool, str]]]:
-    """The text a conversation is trained on in parts, and of each whether it is learnt."""
-    from align import chat, models
+def _counts(seen: learnt.Seen) -> Iterator[str]:
+    """How many tokens there are, and what becomes of them, each with its sign."""
+    total = seen.count()
+    yield f"{total:,} tokens"
+    if seen.left_out:
+        return
+    if n := seen.count(learnt.LEARNT):
+        yield f"{n:,} learnt > ({n / total:.0%})"
+    if n := seen.count(learnt.NLL):
+        yield f"{n:,} learnt in the NLL term alone ~"
+    if seen.count(learnt.SCORED):
+        yield "the score is read at *"
 
-    model: Model = stage.model  # type: ignore[attr-defined]  # who trains has one
-    tokenizer = models.tokenizer(model)
-    everything = getattr(stage, "train_on", "assistant") == "all"
 
-    def parts(row: Row) -> Iterator[tuple[bool, str]]:
-        encoded = chat.encode_one(tokenizer, row["messages"], row.get("tools"))
-        learnt = [everything or kind != chat.CONTEXT for kind in encoded.kinds]
-        at = 0
-        while at < len(learnt):
-            end = next((i for i in range(at, len(learnt)) if learnt[i] != learnt[at]), len(learnt))
-            yield learnt[at], tokenizer.decode(encoded.ids[at:end])
-            at = end
+def _bounded(token: str) -> str:
+    return token.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
 
-    return parts
+
+def removed(file: Path) -> Iterator[Row]:
+    """The rows that a stage removed, each with its `reason` and `facts`."""
+    with file.open(encoding="utf-8") as lines:
+        yield from (as_dialog(json.loads(line)) for line in lines)
+
+
+def as_dialog(row: Row) -> Row:
+    """A removed row with all it says as messages, one after the other."""
+    return {**row, "messages": [{"role": role, "content": text} for role, text in row["said"]]}
+
+
+def _removed(row: Row, width: int) -> Iterator[str]:
+    facts = ", ".join(f"{name} {value}" for name, value in row["facts"].items())
+    yield from _line("  - ", f"{row['reason']}{': ' if facts else ''}{facts}", width)
+    yield from _plain(row, width)
 
 
 def _dialog(dialog: Iterable[Row], width: int) -> Iterator[str]:
     for message in dialog:
-        yield from _line(f"  {message['role']}: ", said(message), width)
+        weight = " (not learnt)" if message.get("weight") == 0 else ""
+        yield from _line(f"  {message['role']}{weight}: ", said(message), width)
 
 
 def said(message: Row) -> str:
@@ -238,17 +306,17 @@ def said(message: Row) -> str:
     return str(message.get("content") or "") + (json.dumps(calls) if calls else "")
 
 
-def _line(head: str, text: str, width: int) -> Iterator[str]:
+def _line(head: str, text: str, width: int, colour: str = "") -> Iterator[str]:
     """A text after a head: on one line of that width, or whole, its lines below each other."""
     text = visible(text)
     if width == WHOLE:
-        yield (head + text.replace("\n", "\n" + " " * len(head))).rstrip()
-        return
-    text = " ⏎ ".join(part for part in map(str.strip, text.split("\n")) if part)
-    room = max(20, width - cell_len(head))
-    if cell_len(text) > room:
-        text = set_cell_size(text, room - 1) + "…"
-    yield (head + text).rstrip()
+        text = text.replace("\n", "\n" + " " * len(head))
+    else:
+        text = " ⏎ ".join(part for part in map(str.strip, text.split("\n")) if part)
+        room = max(20, width - cell_len(head))
+        if cell_len(text) > room:
+            text = set_cell_size(text, room - 1) + "…"
+    yield f"{head}\x1b[{colour}m{text.rstrip()}\x1b[0m" if colour else (head + text).rstrip()
 
 
 def _number(value: float | None) -> str:
