@@ -70,6 +70,7 @@ class Commit:
 class Repository:
     private: bool
     gated: bool = False
+    disabled: bool = False
     refs: dict[str, Commit] = field(default_factory=dict)
     """`refs/heads/main`, `refs/tags/v1`, `refs/pr/1`."""
 
@@ -281,7 +282,7 @@ def info(hub: Hub, asked: Asked, name: str, revision: str = "main") -> Any:
         "sha": commit.sha,
         "private": repository.private,
         "gated": "manual" if repository.gated else False,
-        "disabled": False,
+        "disabled": repository.disabled,
         "downloads": 0,
         "likes": 0,
         "tags": [],

@@ -1,6 +1,8 @@
 """Uploading with the real client to a hub on loopback: checks, faults, sentences."""
 
+import errno
 import hashlib
+import os
 import signal
 import subprocess
 import sys
@@ -321,6 +323,11 @@ def test_a_public_model_does_not_take_a_private_push(hub: Hub) -> None:
     )
 
 
+def test_a_model_that_the_hub_has_disabled_is_refused(hub: Hub) -> None:
+    hub.create("models/me/tiny").disabled = True
+    assert refusal() == "me/tiny: The hub has disabled this model. Push to another name."
+
+
 def test_a_pull_request_needs_a_model(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.create("models/me/tiny", private=True)
     monkeypatch.setenv("HF_TOKEN", OTHER)
@@ -356,6 +363,41 @@ def test_a_full_quota_leaves_nothing_to_be_seen(hub: Hub, folder: Path) -> None:
         "upgrade your plan. Nothing of this push is to be seen there."
     )
     assert hub.files(REPO) == {}
+
+
+@pytest.mark.parametrize("status", ["402", "413", "507"])
+def test_a_hub_that_is_full_in_another_way_is_not_asked_again(
+    hub: Hub, folder: Path, status: str
+) -> None:
+    hub.create("models/me/tiny")
+    hub.faults = dict.fromkeys(range(3, 99), status)
+    with pytest.raises(StageFailed, match="the hub has no room for it: Not now. Nothing of this"):
+        push(folder)
+    assert len(hub.log) == 4
+
+
+def test_a_full_disk_of_this_machine_is_a_sentence(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", full)
+    with pytest.raises(StageFailed, match="disk is full: No space left on device. Make room."):
+        push(folder)
+
+
+def test_a_hub_without_xet_is_told_apart(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: Any, **options: Any) -> None:  # in the words of hf_xet 1.8
+        status = "HTTP status client error (404 Not Found)"
+        address = f"{hub.url}/api/models/me/tiny/xet-write-token/main"
+        raise ConnectionError(f"Network error: Request error: {status}, domain: {address}")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", refused)
+    with pytest.raises(StageFailed, match="A hub without Xet takes files with HF_HUB_DISABLE_XET"):
+        push(folder)
 
 
 def test_a_card_that_the_hub_refuses_stops_the_push(hub: Hub, folder: Path) -> None:

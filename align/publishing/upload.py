@@ -347,6 +347,8 @@ def _sentence(error: Exception, repo: str) -> StageFailed:
     if status == 403:
         return StageFailed(f"{repo}: the hub says: {words} {WRITE}")
     fact, remedy = hub.reason(error)
+    if "/xet-" in words:
+        remedy = "A hub without Xet takes files with HF_HUB_DISABLE_XET=1."
     again = " Then push again: what the hub has is not sent twice." if _temporary(error) else ""
     return StageFailed(f"{repo}: {fact}. {remedy}{again}")
 
