@@ -1,4 +1,7 @@
-"""A chain to push, for tests: a base of the hub's cache, sft, dpo, and an evaluation with a gate."""
+"""A chain to push, for tests: sft and dpo on a base of the hub's cache, and an evaluation.
+
+Beside it an adapter on a base that is on this machine alone, and a reward model.
+"""
 
 import json
 import os
@@ -15,12 +18,15 @@ BASE = "maker/tiny"
 RECIPE = """# from raw talks to dpo
 base: {path: maker/tiny}
 seed: 7
+defaults:
+  sft: {lora: {r: 4, lora_alpha: 8, target_modules: all-linear}, batch_size: 4}
 stages:
+  reward:
+    {use: reward_model, model: base, data: pairs.jsonl, lora: {r: 4}, holdout: 0.5, gate: null}
+  aside: {use: sft, model: {path: local}, data: talks.jsonl, trainer: {max_steps: 1}}
   sft:
     model: base
-    data: "${env:TALKS}"
-    lora: {r: 4, lora_alpha: 8, target_modules: all-linear}
-    batch_size: 4
+    data: "${env:TALKS}"   # it is on this machine
     trainer: {num_train_epochs: 1, learning_rate: 1.0e-3}
   dpo: {model: sft, data: pairs.jsonl, batch_size: 4, trainer: {num_train_epochs: 1}}
   evaluate:
@@ -57,6 +63,7 @@ def build(folder: Path, model: Path) -> dict[str, str]:
     (cached / "snapshots" / COMMIT / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(model, folder / "local")
     talks = [[said("user", f"say {i}"), said("assistant", f"it is {i}")] for i in range(8)]
     pairs = [
         {"prompt": f"say {i}", "chosen": f"it is {i}", "rejected": f"no {i}"} for i in range(8)

@@ -20,7 +20,7 @@ from align.publishing.lineage import Lineage, Step
 from align.publishing.markdown import code, plain
 from align.publishing.places import Place
 from align.publishing.plain import name as shown
-from align.reporting.wording import interval, main_metrics, than, verdict
+from align.reporting.wording import counted, interval, main_metrics, than, verdict
 
 Entry = dict[str, Any]
 
@@ -111,12 +111,19 @@ def _what(about: Subject) -> str:
     if config is not None:
         what += f", as a LoRA adapter of rank {config['r']}"
     if about.base is None:
-        known = about.lineage.steps
-        origin = "made from nothing" if known else "whose origin is not known"
-        return f"{what}, with all its weights, {origin}."
+        return f"{what}, with all its weights, {_origin(about)}."
     at = f" at commit {code(about.base.commit)}" if about.base.commit else ""
     whole = "" if config is not None else ", with all its weights, made from"
     return f"{what}{whole}{' for' if config is not None else ''} {code(about.base.repo)}{at}."
+
+
+def _origin(about: Subject) -> str:
+    """Where weights come from that no model of the hub was made into."""
+    if not about.lineage.line:
+        return "whose origin is not known"
+    first = about.lineage.line[0].record["settings"]
+    outside = first.get("model") or first.get("models")
+    return "made from a model that is not on the hub" if outside else "made from nothing"
 
 
 def _chain(about: Subject) -> str:
@@ -127,10 +134,7 @@ def _chain(about: Subject) -> str:
     steps = " → ".join(_step(step) for step in line)
     folded = " → folded into the base" if about.merged else ""
     recipe = code(line[-1].record["recipe"])
-    return f"It was made with [align-recipes]({HOME}), recipe {recipe}: {steps}{folded}."
-
-
-HOME = "https://pypi.org/project/align-recipes/"
+    return f"It was made with align-recipes, recipe {recipe}: {steps}{folded}."
 
 
 def _step(step: Step) -> str:
@@ -158,21 +162,18 @@ def _result(about: Subject) -> str:
     if first is None:
         return "Nothing was measured."
     at = (first["task"], first["metric"])
-    said = f"On {plain(first['task'])} ({plain(first['metric'])}, {first['n']:,} items) it reaches "
-    said += f"{interval(first, 'mean')}"
+    asked = f"{plain(first['metric'])}, {counted(first['n'], 'item')}"
+    said = f"On {plain(first['task'])} ({asked}) it reaches {interval(first, 'mean')}"
     beside = [one for one in report["comparisons"] if (one["task"], one["metric"]) == at]
-    compared = [
-        f"{verdict(one)} {than(one)} {code(one['against'])} ({one['role']}) by "
-        f"{interval(one, 'delta', sign='+')}"
-        for one in beside
-    ]
-    return f"{said}{': ' if compared else ''}{', '.join(compared)}."
+    for one in beside:
+        role = f", {evidence.ROLES[one['role']]}" if one["role"] in evidence.ROLES else ""
+        said += f"; it is {verdict(one)} {than(one)} {code(one['against'])}{role}: "
+        said += interval(one, "delta", sign="+")
+    return f"{said}."
 
 
 def _license(about: Subject) -> str:
-    origin = f"That of the base, {code(about.base.repo)}," if about.base else "That of the data"
-    if about.license is None:
-        return (
-            f"No licence is stated for this model. {origin} is to be looked at before it is used."
-        )
-    return f"{code(about.license)}. Data sets have licences of their own."
+    if about.license is not None:
+        return f"{code(about.license)}. Data sets have licences of their own."
+    origin = f"its base, {code(about.base.repo)}," if about.base else "what it was made from"
+    return f"No licence is stated for this model. Look at those of {origin} and of its data."

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from align.publishing.markdown import code, folded, plain, table
+from align.publishing.markdown import code, fenced, folded, plain, table, yaml
+from align.publishing.plain import settings
 from align.publishing.results import tasks
 from align.reporting import scores
 from align.reporting.subsets import Compared
@@ -51,8 +52,11 @@ def _parts(report: Entry, name: str) -> Iterator[str]:
         yield _differences(whole)
     if report["gates"]:
         said = "\n".join(f"* {plain(gate_sentence(gate))}" for gate in report["gates"])
-        yield f"Gates, which the recipe set before the evaluation:\n\n{said}"
+        yield f"Gates:\n\n{said}"
     yield from _others(report, name)
+    asked = {task["task"]: settings(task["settings"]) for task in report["tasks"]}
+    if any(asked.values()):
+        yield folded("How the tasks were asked", fenced(yaml(asked), "yaml"))
 
 
 def _scores(report: Entry, name: str) -> str:
@@ -115,7 +119,10 @@ def _limits(about: Subject) -> Iterator[str]:
         )
         roles = {one["role"] for one in report["comparisons"]}
         if "control" not in roles:
-            yield "No control was evaluated: some of a gain may come of more training alone."
+            yield (
+                "No control of it was evaluated: some of what it gained on the step before may "
+                "come of more training alone."
+            )
     else:
         yield "Nothing was measured, safety included."
     yield from _overlap(report)

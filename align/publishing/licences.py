@@ -18,7 +18,7 @@ def of(base: Place) -> str | None:
         data = ModelCard((home / "README.md").read_text(encoding="utf-8")).data
     except ValueError:  # no card, or one that is no YAML
         return None
-    said = data.to_dict().get("license")
+    said = data.get("license")
     return said if isinstance(said, str) else None
 
 

@@ -108,6 +108,11 @@ def data(lineage: Lineage) -> list[Data]:
     return [one for step in lineage.steps for one in _data(step)]
 
 
+def on_hub(source: Entry) -> bool:
+    """Whether recorded data came from the hub: the reader of recipes notes their commit."""
+    return str(source.get("path")).count("/") == 1 and bool(source.get("revision"))
+
+
 def text(step: Step) -> tuple[str, list[str]] | None:
     """The recipe's text and the overrides it was run with.
 
@@ -132,8 +137,7 @@ def _data(step: Step) -> Iterator[Data]:
         part = " ".join(source[key] for key in ("name", "split") if source.get(key))
         files = _files(source)
         if files is None:
-            revision = source.get("revision")
-            version = f"revision `{revision}`" if revision else "revision not known"
+            version = f"revision `{source['revision']}`"
             yield Data(step.name, source["path"], part, version, hub=True)
             continue
         contents = records.Contents(step.path.parent)
@@ -163,8 +167,7 @@ def _files(source: Entry) -> list[Path] | None:
         except (FileNotFoundError, ValidationError):
             found = []
         return found or [Path(str(source["data_files"]))]
-    path = str(source["path"])
-    return None if path.count("/") == 1 and not records.is_path(path) else [Path(path)]
+    return None if on_hub(source) else [Path(str(source["path"]))]
 
 
 def _unchanged(step: Step) -> bool:

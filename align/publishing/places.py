@@ -25,11 +25,10 @@ class Place:
     """None: that of a push which is still to come."""
 
 
-def of(base: Base, runs: Path) -> Place | None:
-    """Where a base lies for everyone; None: on this machine alone.
+def of(base: Base) -> Place | None:
+    """Where a base lies for everyone; None: nowhere that is known by its name.
 
-    A directory of the hub's cache is what it was downloaded as; a model that was pushed from here
-    is what it was pushed as.
+    A directory of the hub's cache is what it was downloaded as.
 
     Raises:
         LookupError: it is a hub id, and its commit is not known here.
@@ -37,7 +36,20 @@ def of(base: Base, runs: Path) -> Place | None:
     path = Path(base.path)
     if not path.is_dir():
         return Place(base.path, hub.resolve("model", base.path, base.revision))
-    return _cached(path.resolve()) or _pushed(path, runs)
+    home = path.resolve()
+    kind, *words = home.parent.parent.name.split("--")
+    commit = re.fullmatch(r"[0-9a-f]{40}", home.name)
+    if not commit or home.parent.name != "snapshots" or kind != "models" or not words:
+        return None
+    return Place("/".join(words), home.name)
+
+
+def pushed(path: Path, runs: Path) -> Place | None:
+    """Where the weights of a directory were pushed to from here, last."""
+    made = (path.parent / store.MANIFEST).is_file()
+    model, root = (Model(path.parent), path.parent.parent) if made else (Model(path), runs)
+    found = [one for one in pushes(root, key(model, root)) if one["whole"]]
+    return Place(found[-1]["repo"], found[-1]["commit"]) if found else None
 
 
 def key(model: Model, runs: Path) -> str:
@@ -63,21 +75,3 @@ def pushes(runs: Path, key: str) -> list[dict[str, Any]]:
     file = runs / PUSHES / f"{key}.json"
     found: list[dict[str, Any]] = read_json(file)["pushes"] if file.is_file() else []
     return found
-
-
-def _cached(path: Path) -> Place | None:
-    """What `…/models--owner--name/snapshots/<commit>` was downloaded as."""
-    kind, *words = path.parent.parent.name.split("--")
-    commit = re.fullmatch(r"[0-9a-f]{40}", path.name)
-    if not commit or path.parent.name != "snapshots" or kind != "models" or not words:
-        return None
-    return Place("/".join(words), path.name)
-
-
-def _pushed(path: Path, runs: Path) -> Place | None:
-    """Where the directory's weights were pushed to, last."""
-    made = (path.parent / store.MANIFEST).is_file()
-    model = Model(path.parent if made else path)
-    root = path.parent.parent if made else runs
-    found = [one for one in pushes(root, key(model, root)) if one["whole"]]
-    return Place(found[-1]["repo"], found[-1]["commit"]) if found else None

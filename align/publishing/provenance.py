@@ -30,13 +30,13 @@ def _parts(about: Subject) -> Iterator[str]:
     yield _stages(steps)
     seconds = sum(step.about["seconds"] for step in steps)
     devices = dict.fromkeys(map(_device, steps))
-    yield f"All of it took {facts.duration(seconds)} on {', '.join(devices)}."
+    yield f"All stages took {facts.duration(seconds)} on {', '.join(devices)}, without evaluation."
     if data := lineage.data(about.lineage):
         rows = [[code(d.name), d.part, d.version, code(d.stage)] for d in data]
         yield "Data from outside:"
         yield table(["data", "part", "which", "read by"], rows)
     yield "Every stage with its settings:"
-    yield "\n".join(_settings(step) for step in steps)
+    yield "\n\n".join(_settings(step) for step in steps)
     yield f"### Once more\n\n{_recipe(steps[-1])}"
 
 
@@ -47,7 +47,7 @@ def _stages(steps: tuple[Step, ...]) -> str:
             step.kind,
             ", ".join(code(name) for name in _inputs(step, steps)) or "outside",
             _counts(step, lost=False),
-            _counts(step, lost=True),
+            _counts(step, lost=True) or "nothing",
             str(step.record["seed"]),
             facts.duration(step.about["seconds"]),
         ]
@@ -84,7 +84,8 @@ def _settings(step: Step) -> str:
     use = {} if step.record["use"] == step.name else {"use": step.record["use"]}
     block = {step.name: {**use, **plain.settings(step.record["settings"])}}
     facts_ = f"{code(step.path.name)}, made {about['made_at']} on {_device(step)}, by {versions}."
-    return folded(f"{step.name} ({step.kind})", f"{facts_}\n\n{fenced(yaml(block), 'yaml')}")
+    kind = "" if step.kind == step.name else f" ({step.kind})"
+    return folded(f"{step.name}{kind}", f"{facts_}\n\n{fenced(yaml(block), 'yaml')}")
 
 
 def _recipe(step: Step) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from align import gates, named, records, store
+from align import gates, hub, named, records, store
 from align.artifacts import Model, read_json
 from align.errors import Problem, RecipeError, StageFailed
 from align.publishing import card, folder, licences, lineage, places, results
@@ -19,7 +19,7 @@ from align.publishing.places import Place
 from align.records import external
 from align.reporting.facts import size
 from align.reporting.wording import gate_sentence
-from align.spec import Base, describe
+from align.spec import Base, describe, is_adapter
 
 Say = Callable[[str], None]
 
@@ -103,11 +103,7 @@ def _checked(model: Model, repo: str, wish: Wish, runs: Path) -> list[Parcel]:
     """
     home = model.path.parent if _made(model) else runs
     problems = [*_names(repo, wish), *_damages(model)]
-    failed = tuple(_failed(model, home))
-    if failed and not wish.even_failed:
-        remedy = "Push another model, or this one with --even-failed: its card then says so."
-        problems += [Problem(model.name, "", f"{said} {remedy}") for said in failed]
-    parcels = [Parcel(model, repo, home, None, wish.merged, failed)]
+    parcels = [Parcel(model, repo, home, None, wish.merged, _judged(model, home, wish, problems))]
     try:
         spec = describe(model)
         if spec.base.path == str(model.path) and not model.path.is_dir():
@@ -143,12 +139,24 @@ def _names(repo: str, wish: Wish) -> Iterator[Problem]:
 
 
 def _damages(model: Model) -> Iterator[Problem]:
-    """Files that are not what stages wrote."""
+    """Files that are not what stages wrote, or not yet."""
+    if model.path.name.endswith(store.PARTIAL):
+        message = "It is not made yet. Run its recipe (`align run`) to the end of this stage."
+        yield Problem(model.name, "", message)
     for path in store.used([model.path]) if _made(model) else ():
         try:
             store.verify(path)
         except StageFailed as failure:
             yield Problem(model.name, "", str(failure))
+
+
+def _judged(model: Model, home: Path, wish: Wish, problems: list[Problem]) -> tuple[str, ...]:
+    """What the card says first of a model that failed a gate and is pushed all the same."""
+    failed = tuple(_failed(model, home))
+    if not wish.even_failed:
+        remedy = "Push another model, or this one with --even-failed: its card then says so."
+        problems += [Problem(model.name, "", f"{said} {remedy}") for said in failed]
+    return failed
 
 
 def _failed(model: Model, home: Path) -> Iterator[str]:
@@ -174,25 +182,33 @@ def _whole(model: Model, wish: Wish) -> Iterator[Problem]:
 
 def _with_base(parcel: Parcel, base: Base, wish: Wish, problems: list[Problem]) -> list[Parcel]:
     """The adapter with the place of its base, after its base where that is pushed, too."""
+    path, name = Path(base.path), parcel.model.name
     try:
-        place = places.of(base, parcel.runs)
+        place = places.of(base)
     except LookupError as error:
         problems.append(Problem(base.path, "", f"The base cannot be named: {error}."))
         return [parcel]
     if place is not None and wish.with_base:
         message = f"The base is {place.repo} on the hub already: leave --with-base out."
         problems.append(Problem("--with-base", "", message))
+    if place is None and wish.with_base is None:
+        place = places.pushed(path, parcel.runs)
     if place is not None:
+        home = hub.snapshot("model", place.repo, place.commit)
+        if home and is_adapter(home):
+            message = f"Its base, {place.repo}, is an adapter itself. Merge that first."
+            problems.append(Problem(name, "", message))
         return [replace(parcel, base=place)]
     if wish.with_base is None:
-        fact = f"Its base, {base.path}, is on this machine alone: nobody could load the adapter."
+        fact = f"Its base, {path}, is on this machine alone: nobody could load the adapter."
         remedy = "Push the base, too (--with-base OWNER/NAME), or both as one model (--merged)."
-        problems.append(Problem(parcel.model.name, "", f"{fact} {remedy}"))
+        problems.append(Problem(name, "", f"{fact} {remedy}"))
         return [parcel]
-    under = _base(Path(base.path))
+    under = _base(path)
     problems += _damages(under)
     home = under.path.parent if _made(under) else parcel.runs
-    first = Parcel(under, wish.with_base, home, None, False, tuple(_failed(under, home)))
+    judged = _judged(under, home, wish, problems)
+    first = Parcel(under, wish.with_base, home, None, False, judged)
     return [first, replace(parcel, base=Place(wish.with_base, None))]
 
 
@@ -274,17 +290,14 @@ def _pack(parcel: Parcel, wish: Wish, say: Say) -> None:
 
 
 def _origin(parcel: Parcel, history: lineage.Lineage) -> Place | None:
-    """What full weights came from, where that is on the hub."""
-    base = describe(parcel.model).base if describe(parcel.model).adapter else None
-    if base is None and history.line:
-        asked = history.line[0].record["settings"].get("model")
-        base = (
-            Base.model_validate(asked["model"])
-            if isinstance(asked, dict) and "model" in asked
-            else None
-        )
+    """What all weights came from, where that is on the hub."""
+    spec = describe(parcel.model)
+    base = spec.base if spec.adapter else None
+    if history.line:
+        asked = history.line[0].record["settings"].get("model") or {}
+        base = Base.model_validate(asked["model"]) if "model" in asked else None
     try:
-        return None if base is None else places.of(base, parcel.runs)
+        return None if base is None else places.of(base)
     except LookupError:
         return None
 

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from align import gates, stats, store
 from align.artifacts import read_json
 from align.gates import HELD_OUT
+from align.publishing.lineage import on_hub
 from align.publishing.markdown import yaml
 from align.reporting.wording import is_subset, main_metrics
 
@@ -61,9 +62,8 @@ def write(report: Entry, name: str, folder: Path) -> list[Path]:
     for task in report["tasks"]:
         source = task["settings"].get("data")
         source = source[0] if isinstance(source, list) and len(source) == 1 else source
-        hub = isinstance(source, dict) and str(source.get("path")).count("/") == 1
         score = _score(report, name, task["task"], metrics)
-        if not hub or score is None or Path(source["path"]).exists():
+        if not isinstance(source, dict) or not on_hub(source) or score is None:
             continue
         (folder / FOLDER).mkdir(exist_ok=True)
         file = folder / FOLDER / f"{task['task']}.yaml"
@@ -101,9 +101,11 @@ def _add(found: Entry, report: Entry, made_at: str, about: _Subject) -> None:
         if {(about.root / one["key"]).resolve(), _at(one)} & about.ours
     }
     known = {_asked(task) for task in found["tasks"]}
-    new = [task for task in report.get("tasks", ()) if _asked(task) not in known]
-    tasks = {task["task"] for task in new}
-    if not keys or not tasks:
+    nothing = {"file": "", "n": 0, "settings": {}}  # reports of earlier versions do not say how
+    asked = report.get("tasks") or [{"task": task, **nothing} for task in tasks(report)]
+    new = [task for task in asked if _asked(task) not in known]
+    names = {task["task"] for task in new}
+    if not keys or not names:
         return
 
     def renamed(entry: Entry) -> Entry:
@@ -112,21 +114,21 @@ def _add(found: Entry, report: Entry, made_at: str, about: _Subject) -> None:
     compared = [
         renamed(one)
         for one in report["comparisons"]
-        if one["key"] in keys and one["task"].partition("/")[0] in tasks
+        if one["key"] in keys and one["task"].partition("/")[0] in names
     ]
     beside = {one["against_key"] for one in compared} | keys | {*about.line}
     found["comparisons"] += compared
     found["scores"] += [
         renamed(one)
         for one in report["scores"]
-        if one["key"] in beside and one["task"].partition("/")[0] in tasks
+        if one["key"] in beside and one["task"].partition("/")[0] in names
     ]
     found["tasks"] += [{**task, "made_at": made_at} for task in new]
-    names = {one["model"] for one in report["scores"] if one["key"] in keys}
+    called = {one["model"] for one in report["scores"] if one["key"] in keys}
     found["overlap"] += [
-        {**one, "found": bool(names & {*one["models"]})}
+        {**one, "found": bool(called & {*one["models"]})}
         for one in report.get("overlap", ())
-        if one["task"] in tasks
+        if one["task"] in names
     ]
 
 

@@ -24,6 +24,7 @@ def section(about: Subject) -> str:
 
 def _parts(about: Subject) -> Iterator[str]:
     yield fenced("\n".join(_python(about)), "python")
+    yield "Every push has a tag: `revision=` takes it, or a commit of this repository."
     yield from _vllm(about)
     yield from _template(about)
     if about.adapter and (how := describe(about.model).quantization):
