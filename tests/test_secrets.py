@@ -62,10 +62,10 @@ def test_the_environments_secrets_are_found_as_they_are_and_in_base64(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "canary/of+letters")
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setenv("KEYBOARD_LAYOUT", "qwertz-de")
     monkeypatch.setenv("KEY_FILE", "/etc/key.pem")
     packed = base64.b64encode(b"x" * before + b"canary/of+letters" + b"yz").decode()
-    (tmp_path / "a.txt").write_text("canary/of+letters false /etc/key.pem")
+    (tmp_path / "a.txt").write_text("canary/of+letters qwertz-de /etc/key.pem")
     (tmp_path / "b.txt").write_text(f"Authorization: Basic {packed}")
     remedy = "Remove it, and revoke it if it was shared."
     assert secrets.find(tmp_path) == [
