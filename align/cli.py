@@ -314,10 +314,11 @@ def push(arguments: list[str]) -> int:
         parser.add_argument(flag, metavar=name, help=text)
     add_store(parser)
     asked = vars(parser.parse_args(arguments))
+    from align.publishing import checks
     from align.publishing import push as publishing
 
     word, repo, runs = (asked.pop(key) for key in ("model", "repo", "store"))
-    publishing.push(word, repo, publishing.Wish(**asked), runs, partial(print, flush=True))
+    publishing.push(word, repo, checks.Wish(**asked), runs, partial(print, flush=True))
     return 0
 
 
