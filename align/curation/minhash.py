@@ -118,9 +118,9 @@ def jaccard(a: Numbers, b: Numbers) -> float:
 def _equal(column: Numbers) -> Iterator[Counts]:
     """The places of numbers that occur more than once."""
     order = np.argsort(column, kind="stable")
-    same = column[order]
-    ends = np.flatnonzero(np.diff(same)) + 1
-    begin = np.concatenate([[0], ends])
-    sizes = np.diff(np.concatenate([begin, [len(same)]]))
-    for start, size in zip(begin[sizes > 1], sizes[sizes > 1], strict=True):
-        yield order[start : start + size]
+    column = column[order]
+    again = np.append(column[1:] == column[:-1], False)
+    begins = np.flatnonzero(again & ~np.append(False, again[:-1]))
+    ends = np.flatnonzero(~again & np.append(False, again[:-1])) + 1
+    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+        yield order[begin:end]

@@ -155,10 +155,11 @@ class Curate(Stage):
     def _rows(self, out: Out) -> Iterator[tuple[int, Row]]:
         """Every row of every source, with the source's number and name."""
         with closing(Seen()) as seen:
+            several = len(self.data) > 1  # else the source has seen to it
             for number, source in enumerate(self.data):
                 name = _called(source)
                 for n, row in enumerate(data.read(source, self.makes(), out, self.seed)):
-                    identity = seen.unique(row["id"])
+                    identity = seen.unique(row["id"]) if several else row["id"]
                     yield number, {**row, "id": identity, "source": row.get("source", name)}
                     if n % 1000 == 0:
                         out.progress(number, len(self.data), "sources", f"{name}, row {n:,}")

@@ -11,20 +11,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recipe_world import HEAD, world
 from scipy.stats import binom
 
-from align import overlap, shelf
+from align import overlap, recipe, shelf
 from align.artifacts import Conversations, Model, Preferences, Prompts, Text
 from align.curation import flow, minhash, words
 from align.curation.contamination import RUN, question
 from align.curation.exact import content
+from align.curation.heuristics import Bounds, Length
+from align.curation.lines import Lines
 from align.curation.near import Near
+from align.curation.pii import Pii
 from align.data import Source
-from align.errors import StageFailed
+from align.errors import RecipeError, StageFailed
 from align.out import Out
 from align.settings import Task
 from align.stages.curate import Curate
 from align.stages.sft import Sft
+
+__all__ = ["world"]
 
 Row = dict[str, Any]
 Write = Callable[[str, list[Row]], Path]
@@ -392,6 +398,38 @@ def test_planted_questions_of_real_benchmarks_are_found_and_the_evaluation_then_
         assert (entry["exact"], entry["partial"], entry["not_read"]) == (0, 0, {})
 
 
+# -- with the other rules --------------------------------------------------------------------------
+
+
+def test_a_row_that_lines_change_is_looked_at_again(curate: Callable[..., Curated]) -> None:
+    """Without the line in its middle it is the question of a benchmark."""
+    first, last = LONG.split()[:20], LONG.split()[20:]
+    line = "a line that stands in every row of the data"
+    rows = texts(
+        " ".join([*first[:15]]) + f"\n{line}\n" + " ".join(first[15:] + last[:1]),
+        *(f"{line}\nand {name} " + " ".join(story(i, 9)) for i, name in enumerate(NAMES[:7])),
+    )
+    quiz = Quiz(questions=[LONG])
+    assert "one" in curate(rows, decontaminate=[quiz]).ids
+    made = curate(rows, decontaminate=[quiz], lines=Lines())
+    assert "one" not in made.ids and len(made.rows) == 7
+    assert made.counts["dropped.contamination"] == 1 and made.counts["changed.lines"] == 8
+    assert made.metrics["kept"]["words"] == sum(len(row["text"].split()) for row in made.rows)
+
+
+def test_changes_come_before_what_is_compared_and_rules_before_what_repeats(
+    curate: Callable[..., Curated],
+) -> None:
+    """Rows that differ in an address are equal; what a rule removes is nobody's copy."""
+    rows = texts("Write to ann@pears.io now", "Write to bob@plums.io now", "Too short", "Too short")
+    made = curate(rows, pii=Pii(), length=Length(words=Bounds(at_least=3)))
+    assert [row["text"] for row in made.rows] == ["Write to <EMAIL_1> now"]
+    assert made.counts == {
+        "read": 4, "kept": 1, "changed.email": 2, "dropped.length": 2, "dropped.exact": 1
+    }  # fmt: skip
+    assert [row["reason"] for row in made.removed] == ["exact", "length", "length"]
+
+
 # -- what is wrong -------------------------------------------------------------------------------
 
 
@@ -443,3 +481,45 @@ def test_what_a_killed_run_left_behind_is_not_taken_over(
     stage = Curate(data=[Source(path=str(tmp_path / "curate-0-0.jsonl"))], rows="text")
     stage.run(Out(made.path, tmp_path / ".cache"))
     assert [row["text"] for row in made.made.rows()] == ["One."] and not left.exists()
+
+
+# -- in a recipe ---------------------------------------------------------------------------------
+
+ASK = """
+class Ask(Task):
+    ask = "answer"
+    data: Prompts | Source
+
+    def items(self):
+        yield {"id": "1", "prompt": "Who?"}
+"""
+
+CHAIN = """
+base: {path: ./m, dtype: float32}
+stages:
+  asked: {use: curate, data: p.jsonl, rows: prompts, decontaminate: []}
+  clean: {use: curate, data: d.jsonl, rows: conversations, near: {similarity: 0.9}}
+  again: {use: curate, data: [clean]}
+  sft: {use: my/tune.py, model: base, data: again}
+  evaluate: {models: [sft], tasks: [{use: my/ask.py, data: asked}]}
+"""
+
+
+def test_a_recipe_makes_what_it_takes_without_its_own_questions(world: Path) -> None:
+    """The task's prompts are an input, too, and not what the rows are."""
+    Path("my/ask.py").write_text(HEAD + ASK)
+    Path("p.jsonl").write_text('{"prompt": "Who?"}\n')
+    Path("r.yaml").write_text(CHAIN)
+    plan = recipe.read("r.yaml")
+    made = {name: planned.record["makes"] for name, planned in plan.stages.items()}
+    assert (made["asked"], made["clean"], made["again"]) == ("Prompts", *["Conversations"] * 2)
+    clean = recipe.restore(plan.stages["clean"].record, plan.store)
+    assert isinstance(clean, Curate) and clean.decontaminate is not None
+    assert [type(task).__name__ for task in clean.decontaminate] == ["Ask"]
+    assert plan.stages["asked"].stage.decontaminate == []  # type: ignore[attr-defined]
+
+
+def test_a_rule_that_there_is_not_is_named(world: Path) -> None:
+    Path("r.yaml").write_text(CHAIN.replace("near:", "nearr:").split("  sft:")[0])
+    with pytest.raises(RecipeError, match='"nearr" is no key of curate.*Did you mean "near"'):
+        recipe.read("r.yaml")
