@@ -139,7 +139,7 @@ class Learnable:
             said: those after them, of which the assistant's are learnt.
             encoded: all of them.
         """
-        answers = [message for message in said if message["role"] == "assistant"]
+        answers = [message for message in said if chat.learnt(message)]
         turns = list(_turns(encoded))
         if not turns:
             self._count("dropped.nothing_to_learn", example={"id": row["id"]})
@@ -150,9 +150,19 @@ class Learnable:
             fact = f"{len(answers)} answers, and {ends} ends of answers in the loss."
             self._fault("end", f"Row {row['id']} has {fact}")
         elif self.rows <= READ:
-            self._read(row, [*before, *said], answers, turns, encoded.ids)
-        self._tell(row, [*before, *said], answers)
+            self._read(row, before, said, turns, encoded.ids)
         return True
+
+    def tell(self, row: Row, before: Dialog, said: Dialog) -> None:
+        """Count what a row has that is learnt, beside questions and answers."""
+        answers = [message for message in said if chat.learnt(message)]
+        dialog = [*before, *said]
+        self._count("answers.learnt", len(answers))
+        self._count("tool_calls.learnt", sum(len(m.get("tool_calls") or ()) for m in answers))
+        self._count("tool_results", sum(m["role"] in ("tool", "ipython") for m in dialog))
+        self._count("system_prompts", int(dialog[0]["role"] == "system"))
+        if any(self._markers.search(str(message.get("content"))) for message in dialog):
+            self._count("markers_in_text", example={"id": row["id"]})
 
     def finish(self) -> None:
         """Say what was found.
@@ -170,7 +180,8 @@ class Learnable:
                 f"OUT: they are longer than {self.limit:,} tokens. Raise trainer.max_length as far "
                 "as the model's context allows, or leave out old turns: `too_long: turns`."
             )
-        self.out.say(f"{self._name()}: {' '.join(self._found())}")
+        if self._counted("answers.learnt"):
+            self.out.say(f"{self._name()}: {' '.join(self._found())}")
 
     def _begin(self, row: Row, ids: list[int]) -> None:
         """See that all rows begin alike: with the begin-of-text token (once: chat.py), or not."""
@@ -181,29 +192,21 @@ class Learnable:
             self._fault("begin", f"Row {row['id']} begins otherwise than the rows before it.")
 
     def _read(
-        self, row: Row, dialog: Dialog, answers: list[Row], turns: list[Turn], ids: list[int]
+        self, row: Row, before: Dialog, said: Dialog, turns: list[Turn], ids: list[int]
     ) -> None:
         """Compare what is learnt with what was said, and the prompt with that of generation."""
         tools = row.get("tools")
-        for message, (start, end, _) in zip(answers, turns, strict=True):
+        places = [i for i, message in enumerate(said) if chat.learnt(message)]
+        for message, (start, end, _) in zip((said[i] for i in places), turns, strict=True):
             if not chat.says(self.tokenizer, message, ids[start:end], tools):
                 what = self.tokenizer.decode(ids[start:end])[:80]
                 self._fault(
                     "said", f"Row {row['id']} would teach {what!r}, which nobody says in it."
                 )
-        first = dialog.index(answers[0])
-        if ids[: turns[0][0]] != chat.prompt(self.tokenizer, dialog[:first], tools):
+        prompt = chat.prompt(self.tokenizer, [*before, *said[: places[0]]], tools)
+        if ids[: turns[0][0]] != prompt:
             fact = "has another prompt in training than the model is given when it generates"
             self._fault("prompt", f"Row {row['id']} {fact}.")
-
-    def _tell(self, row: Row, dialog: Dialog, answers: list[Row]) -> None:
-        """Count what a row has beside questions and answers."""
-        self._count("answers.learnt", len(answers))
-        self._count("tool_calls.learnt", sum(len(m.get("tool_calls") or ()) for m in answers))
-        self._count("tool_results", sum(m["role"] in ("tool", "ipython") for m in dialog))
-        self._count("system_prompts", dialog[0]["role"] == "system")
-        if any(self._markers.search(str(message.get("content"))) for message in dialog):
-            self._count("markers_in_text", example={"id": row["id"]})
 
     def _found(self) -> Iterator[str]:
         learnt, begin = self._counted("answers.learnt"), self.tokenizer.bos_token
@@ -268,6 +271,7 @@ def conversations(
 
         made = learnable.fit(row, row["messages"], encode, lambda made: len(made[1].ids))
         if made and learnable.check(row, [], *made):
+            learnable.tell(row, [], made[0])
             yield made[1]
     learnable.finish()
 

@@ -134,6 +134,7 @@ def _pair(row: Row, answers: tuple[Dialog, Dialog], learnable: Learnable) -> Row
         whole = Encoded(ids + encoded.ids, [CONTEXT] * len(ids) + encoded.kinds)
         if not learnable.check(row, prompt, said, whole):
             return None
+    learnable.tell(row, prompt, [*answers[0], *answers[1]])
     return {
         "prompt_ids": ids,
         "chosen_ids": chosen.ids,
