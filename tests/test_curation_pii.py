@@ -149,6 +149,14 @@ def test_what_is_assigned_to_a_key_goes_and_its_name_stays() -> None:
     assert text == 'API_KEY = "<KEY_1>"'
 
 
+def test_what_is_found_in_two_ways_is_one_and_nothing_of_it_is_left() -> None:
+    pem, aws, token = FOUND["key"][-1], FOUND["key"][0], FOUND["key"][1]
+    assert scrubbed(f"{pem}\n{aws}\ntoken: {token}; key={aws}")[0] == (
+        "<KEY_1>\n<KEY_2>\ntoken: <KEY_3>; key=<KEY_2>"
+    )
+    assert scrubbed(f"secret={token}/9a8b7c6d5e4f")[0] == "secret=<KEY_1>"
+
+
 def test_one_changed_digit_makes_no_card_and_no_iban() -> None:
     """Luhn's sum and the remainder by 97 find every single wrong digit."""
     for kind, number in (("card", "4111111111111111"), ("iban", "DE89370400440532013000")):

@@ -26,14 +26,17 @@ def keys(text: str, known: int) -> Iterator[tuple[int, int, str]]:
 
     A text without digits (`known` is their number) has no random values.
     """
-    for begin, end, _ in credentials.tokens(text):
-        yield begin, end, text[begin:end]
+    found = [(begin, end) for begin, end, _ in credentials.tokens(text)]
     if known >= TURNS // 2 + 1 and ("=" in text or ":" in text):
         low = text.lower()
         if "key" in low or "token" in low or "secret" in low or "passw" in low:
-            for match in _ASSIGNED.finditer(text):
-                if _random(match[1]):
-                    yield match.start(1), match.end(1), match[1]
+            found += [match.span(1) for match in _ASSIGNED.finditer(text) if _random(match[1])]
+    at = 0
+    for begin, end in sorted(found, key=lambda span: (span[0], -span[1])):
+        begin = max(begin, at)  # a token is often assigned: it is found twice
+        if begin < end:
+            yield begin, end, text[begin:end]
+            at = end
 
 
 def _random(value: str) -> bool:
