@@ -1,5 +1,6 @@
 """The page of `align view`: who may see it, and how it is used in Chromium."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import cookie, get, items, make, plan, rated, reply, server, user, whole
+from browsing import cookie, get, items, make, plan, rated, reply, server, user, whole, write
 from chrome import Page, chrome, needs_chromium
 
+from align.artifacts import Conversations
 from align.cli import main
+from align.data import Source
 from align.recipe import Plan
 from align.reporting.browse import PAGE
 from align.reporting.server import STATIC, Server
+from align.settings import Stage
 
 __all__ = ["plan", "server"]
 
@@ -254,6 +258,67 @@ def test_pairs_mark_the_words_that_differ_and_items_their_verdicts(page: Page) -
     assert page.run(marked.format(".rejected")) == ["was"]
     to(page, "stage=evaluate&task=judges", "document.querySelectorAll('.chosen .one').length === 2")
     assert text(page, ".rejected .one") == "Three"
+
+
+class Learns(Stage):
+    """A stage that trains, as far as its data is looked at."""
+
+    data: list[Conversations | Source] = []
+
+
+@needs_chromium
+def test_tokens_are_marked_by_what_becomes_of_them(page: Page, plan: Plan) -> None:
+    plan.stages["sft"] = dataclasses.replace(plan.stages["sft"], stage=Learns())
+    tokens = [["<s>", [1], "", True], [f"Hi {HOSTILE}\n", [7], "", False]]
+    tokens += [["Ho", [8, 9], "learnt", False], ["</s>", [2], "learnt", True]]
+    read = {"tokens": 5, "learnt": 3, "parts": [["", tokens]], "note": "", "left_out": False}
+    row = {"id": "t1", "messages": [*user("Hi"), *reply("Ho")]}
+    long = {**read, "note": "It is left out: 9 tokens, and 5 fit.", "left_out": True}
+    rows = [{**row, "read": read}, {**row, "id": "t2", "read": long}]
+    write(plan.store / ".cache" / "view" / "sft-1" / "read.jsonl", rows)
+    page.press("r")
+    to(page, "stage=sft", "document.querySelector('#row h2')?.innerText === 't1'")
+    assert text(page, ".legend").splitlines()[:2] == ["5 tokens", "learnt 3 (60 %)"]
+    learnt = "[...document.querySelectorAll('.tokens .learnt')].map((one) => one.innerText)"
+    assert page.run(learnt) == ["Ho", "</s>"]
+    assert page.run("document.querySelector('.tokens .learnt').title") == "8 9: in the loss"
+    assert page.run("document.querySelector('.tokens .token').title") == (
+        "1, special: read, not learnt"
+    )
+    assert "<img src=x onerror=" in text(page, ".tokens") and "⏎" in text(page, ".tokens")
+    page.press("t")
+    page.wait("document.querySelector('.tokens.bounds') !== null")
+    assert "Hi·<img·src=x" in text(page, ".tokens") and "tokens=1" in page.run("location.hash")
+    to(page, "stage=sft&filter=left+out", "document.querySelector('#row h2')?.innerText === 't2'")
+    assert text(page, ".note") == "It is left out: 9 tokens, and 5 fit."
+    assert text(page, "#count").startswith("1 row") and page.errors == []
+
+
+@needs_chromium
+def test_a_removed_row_shows_why_and_leads_to_the_one_that_stays(page: Page, plan: Plan) -> None:
+    said = [["user", f"Tell me: Janet's ducks lay 16 eggs. {HOSTILE}"], ["assistant", "18"]]
+    grams = {"task": "gsm8k", "item": "0", "gram": "janet s ducks lay 16"}
+    removed = [
+        {"id": "x", "reason": "contamination", "facts": grams, "said": said},
+        {
+            "id": "y",
+            "reason": "near",
+            "facts": {"repeats": "p1/1", "similarity": 0.9},
+            "said": said,
+        },
+    ]
+    write(plan.stages["best"].artifact.path / "removed.jsonl", removed)
+    page.press("r")
+    to(page, "stage=best&task=removed", "document.querySelector('#row h2')?.innerText === 'x'")
+    assert text(page, "#row mark") == "Janet's ducks lay 16"
+    assert text(page, "#row .facts dd:last-child") == "janet s ducks lay 16"
+    options = "[...document.querySelectorAll('#pick-subset option')].map((one) => one.innerText)"
+    assert page.run(options) == ["all", "contamination (1)", "near (1)"]
+    page.press("j")
+    page.wait("document.querySelector('#row h2')?.innerText === 'y'")
+    page.run("document.querySelector('#row a.link').click()")
+    page.wait("document.querySelector('#row h2')?.innerText === 'p1/1'")
+    assert text(page, "#where") == "best: kept" and page.errors == []
 
 
 HOLD = """

@@ -371,6 +371,36 @@ def test_costs_are_of_the_whole_and_a_device_is_named_where_there_are_several(ma
     assert "all10 min 4 s9,0003.0 MiB" in said
 
 
+def test_of_curated_data_every_rule_says_what_it_removed_with_examples(made: Made) -> None:
+    grams = {"id": "a", "task": "gsm8k", "gram": EVIL}
+    counts = {
+        "dropped.no_answer": {"n": 7, "examples": [{"row": 3}]},
+        "dropped.contamination": {"n": 30, "examples": [grams]},
+        "dropped.exact": {"n": 50},
+        "changed.email": {"n": 4, "examples": [{"id": "b"}]},
+    }
+    path = made.add("clean", "curate", Conversations, counts=counts)
+    (path / "removed.jsonl").write_text("")
+    numbers = [
+        {"source": "a.jsonl", "read": {"rows": 150, "words": 900}, "kept": {"rows": 90, "words": 9},
+         "dropped": {"contamination": 30, "exact": 30}},
+        {"source": "b.jsonl", "read": {"rows": 50, "words": 100}, "kept": {"rows": 30, "words": 9},
+         "dropped": {"exact": 20}},
+    ]  # fmt: skip
+    both = {"read": {"rows": 200, "words": 1000}, "kept": {"rows": 120, "words": 600}}
+    (path / "metrics.json").write_text(json.dumps({**both, "sources": numbers}))
+    html = made.page()
+    section, _, rest = html.partition('<h2 id="curated">')[2].partition('<h2 id="dropped">')
+    said = words(f"</style>{section}")
+    assert "Of 200 rows 120 (60.0%) are kept: 600 of 1,000 words." in said
+    order = ["exact50\xa025.0%", "contamination30\xa015.0%", "a.jsonl15090 (60.0%)", "b.jsonl5030"]
+    places = [said.index(sentence) for sentence in [*order, "email4"]]
+    assert places == sorted(places)
+    assert "task gsm8k, gram <img src=x" in said and EVIL not in section
+    rest = words(f"</style>{rest}")
+    assert "cleanno answer7" in rest and "cleanexact" not in rest
+
+
 def test_how_it_was_made_says_what_runs_it_again_and_from_which_bytes(
     made: Made, tmp_path: Path
 ) -> None:

@@ -85,7 +85,7 @@ def _words(reason: str) -> str:
 
 
 def _bar(share: float) -> str:
-    return f'<span class="bar" style="width:{10 * share:.2f}rem"></span> {share:.1%}'
+    return f'<span class="bar" style="width:{10 * share:.2f}rem"></span>&nbsp;{share:.1%}'
 
 
 def _examples(counts: Entry, name: str) -> str:

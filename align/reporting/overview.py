@@ -6,7 +6,9 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from align import store
+from align import outside, store
+from align.annotations import Annotation
+from align.data import Source
 from align.estimate import costs
 from align.reporting import facts
 
@@ -43,7 +45,8 @@ def show(plan: Plan, asked: str, memory: float | None) -> Iterator[str]:
     if older:
         yield "\nmade by other versions (--again makes them anew):"
         yield from older
-    for title, lines in (("not checked", plan.not_checked), ("estimates", taken.notes())):
+    notes = {"data": list(_forms(plan)), "not checked": plan.not_checked}
+    for title, lines in (notes | {"estimates": taken.notes()}).items():
         if lines:
             yield f"\n{title}:"
             yield from (f"  {line}" for line in lines)
@@ -53,6 +56,18 @@ def show(plan: Plan, asked: str, memory: float | None) -> Iterator[str]:
     left = len(plan.stages) - done
     again = f" Next: {facts.command(plan, asked)}" if left else ""
     yield f"\n{done} of {len(plan.stages)} stages are done.{again}"
+
+
+def _forms(plan: Plan) -> Iterator[str]:
+    """What the rows of local files are taken for."""
+    for name, planned in plan.stages.items():
+        for key, field in type(planned.stage).model_fields.items():
+            value = getattr(planned.stage, key)
+            several = Annotation.of(field.annotation, field.metadata)
+            wanted = Annotation.of(several.items).artifacts if several.items else several.artifacts
+            for source in value if isinstance(value, list) else [value]:
+                if isinstance(source, Source) and (words := outside.form_of(source, wanted)):
+                    yield f"{name}.{key}: {source.path}: {words}"
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

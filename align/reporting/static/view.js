@@ -163,7 +163,8 @@ function drawTools() {
       select("against", "theirs", parts.filter(([part]) => part !== list.taken.ours), list.taken.theirs, { ours: list.taken.ours }));
   }
   if (list.metrics.length > 1) tools.push(select("number", "metric", list.metrics.map((m) => [m, name(m)]), list.taken.metric));
-  tools.push(select("filter", "filter", [["", "all"], ...Object.entries(list.filters)], at.filter ?? ""));
+  const filters = Object.entries(list.filters);
+  if (filters.length) tools.push(select("filter", "filter", [["", "all"], ...filters], at.filter ?? ""));
   if (list.subsets.length) {
     const subsets = list.subsets.map(([one, n]) => [one, `${one} (${n.toLocaleString("en")})`]);
     tools.push(select(list.subset, "subset", [["", "all"], ...subsets], at.subset ?? ""));
