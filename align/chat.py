@@ -37,6 +37,7 @@ __all__ = [
     "encode",
     "encode_one",
     "end_of_turn",
+    "learnt",
     "prompt",
     "render",
     "says",
@@ -124,6 +125,23 @@ def answer(
     return encoded.ids[:cut], Encoded(encoded.ids[cut:], encoded.kinds[cut:])
 
 
+def learnt(message: Message) -> bool:
+    """Whether a message is one to learn: the assistant's, unless its `weight` is 0.
+
+    So do OpenAI's files for fine-tuning mark answers that are only context.
+
+    Raises:
+        Refused: its weight is another number than 0 or 1.
+    """
+    weight = message.get("weight", 1)
+    if weight not in (0, 1):
+        raise Refused(
+            f"An answer has the weight {weight!r}: it is 1 where it is learnt, as without the key, "
+            "and 0 where it is only read."
+        )
+    return bool(message["role"] == "assistant" and weight)
+
+
 def says(tokenizer: Any, message: Message, ids: list[int], tools: Any = None) -> bool:
     """Whether the CONTENT tokens of a turn are, decoded, what its message says and calls."""
     if isinstance(content := message.get("content"), str):  # a tokenizer may change letters
@@ -158,13 +176,13 @@ class _Turns:
 
 
 def _spans(tokenizer: Any, messages: Dialog, tools: Any, first: int = 0) -> tuple[str, list[Turn]]:
-    """The whole text, and the assistant's turns in it from message `first` on."""
+    """The whole text, and the turns in it that are learnt, from message `first` on."""
     known = _known(tokenizer, tools)
     end = known.end
     whole = render(tokenizer, messages, tools=tools)
     turns = []
     for i, message in enumerate(messages):
-        if message["role"] != "assistant" or i < first:
+        if i < first or not learnt(message):
             continue
         before = render(tokenizer, messages[:i], prompt=True, tools=tools)
         is_last = i + 1 == len(messages)
@@ -200,7 +218,7 @@ def _missing(known: _Turns, message: Message, written: str) -> str | None:
     if not isinstance(content, str) or message.get("tool_calls"):
         return None
     said, meant = _bare(written), _bare(content)
-    more = set(message) - {"role", "content"}
+    more = set(message) - {"role", "content", "weight"}
     if said in (meant, _bare(known.head) + meant) or (more and said.endswith(meant)):
         return None
     return "what the assistant says as it is"

@@ -1,5 +1,6 @@
 """Ghost Attention: who is told what, what is kept of it, and what is learnt."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from serving import Fake, serve
 
-from align import models
+from align import chat, models
 from align.artifacts import Conversations, Model
 from align.data import Source
 from align.errors import StageFailed
@@ -15,6 +16,7 @@ from align.generation import generate
 from align.generation.endpoint import Endpoint
 from align.out import Out
 from align.stages.ghost import Ghost
+from align.stages.sft import Sft
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
 Run = Callable[..., tuple[list[dict[str, Any]], Out]]
@@ -117,6 +119,39 @@ def test_half_of_the_rows_have_the_short_form_and_the_model_always_hears_the_lon
     assert not any(text in one for text in terse for one in told)
     again, _ = ghost(*dialogs[5::-1], name="again", **given)
     assert again[::-1] == rows[:6]
+
+
+def test_of_a_row_only_the_last_answer_and_the_end_of_its_turn_are_learnt(
+    ghost: Run, echo: Fake, model: Model, tmp_path: Path, write_rows: Write
+) -> None:
+    import torch
+
+    rows, _ = ghost(dialog("who a", "what b", "where c"), engine=engine(echo))
+    tokenizer = models.tokenizer(model)
+    encoded = chat.encode_one(tokenizer, rows[0]["messages"])
+    text = tokenizer.decode(encoded.ids)
+    assert text.count("<|assistant|>") == 3 and text.count(FRENCH) == 1
+    tail = [*tokenizer("5 c", add_special_tokens=False).input_ids, 6]  # <|end|>
+    assert encoded.labels == [-100] * (len(encoded.ids) - 5) + tail + [-100]  # "\n" comes last
+
+    out = Out(tmp_path / "sft", tmp_path / "cache")
+    out.path.mkdir()
+    data = Source(path=str(write_rows("rows.jsonl", rows)), weight=2.0)
+    trainer = {"max_steps": 1, "learning_rate": 1e-9}
+    Sft(model=model, data=[data], batch_size=2, trainer=trainer).run(out)
+    assert out.counts["answers.learnt"]["n"] == 2 and out.counts["tokens.learnt"]["n"] == 8
+    with torch.no_grad():
+        logits = models.load(model)(torch.tensor([encoded.ids])).logits[0, :-1]
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(encoded.labels[1:]))
+    first = json.loads((out.path / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(float(loss), abs=1e-4)
+
+
+def test_a_weight_that_is_neither_0_nor_1_is_refused(model: Model) -> None:
+    said = dialog("who")["messages"]
+    said[1]["weight"] = 0.5
+    with pytest.raises(StageFailed, match=r"weight 0\.5.*1 where it is learnt"):
+        chat.encode_one(models.tokenizer(model), said)
 
 
 def test_a_dialog_ends_before_an_answer_that_was_cut_or_has_no_room(ghost: Run) -> None:
