@@ -102,7 +102,7 @@ def reason(error: Exception) -> tuple[str, str]:
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "the environment says to stay offline (HF_HUB_OFFLINE)", "Go online."
+        return "the environment says to stay offline (HF_HUB_OFFLINE)", "Unset it to go online."
     if isinstance(error, errors.LocalTokenNotFoundError):
         return "nobody is logged in to the hub on this machine", LOGIN
     if isinstance(error, (TransportError, ConnectionError, TimeoutError)):

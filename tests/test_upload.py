@@ -346,9 +346,11 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://nowhere.invalid")
-    assert refusal().startswith("me/tiny: http://nowhere.invalid cannot be reached: ")
+    reached = refusal()
+    assert reached.startswith("me/tiny: http://nowhere.invalid cannot be reached: ")
+    assert reached.endswith("Look at the network, and at HF_ENDPOINT where it is set.")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "the environment says to stay offline (HF_HUB_OFFLINE). Go online." in refusal()
+    assert "the environment says to stay offline (HF_HUB_OFFLINE). Unset it to go" in refusal()
 
 
 # -- what cannot be known before -----------------------------------------------------------------
