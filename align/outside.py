@@ -67,16 +67,21 @@ def source(
             where = block["data_files"]
             message = f'"data_files": there is no file {show(str(error))}.'
             return reader.problem(where.place, path, message)
-        if wrong := _misread(read, wanted):
-            return reader.problem(block["path"].place, path, wrong)
+        try:
+            form_of(read, wanted)
+        except StageFailed as failure:
+            return reader.problem(block["path"].place, path, str(failure))
     return read
 
 
-def _misread(source: Source, wanted: Sequence[type[Artifact]]) -> str | None:
-    """Why the first row of a local file is not what is wanted; None: it is, or is read later.
+def form_of(source: Source, wanted: Sequence[type[Artifact]]) -> str | None:
+    """What the rows of a local file are, by its first one; None where a stage will see that.
 
-    Only files whose first line is their first row, which costs no import, and where one type of
-    rows is wanted.
+    Only of files whose first line is their first row, which costs no import, and where rows of one
+    type are wanted.
+
+    Raises:
+        StageFailed: the row cannot be read, or is nothing that is wanted.
     """
     kinds = [kind for kind in wanted if issubclass(kind, Rows)]
     file = Path(source.path or "")
@@ -84,11 +89,7 @@ def _misread(source: Source, wanted: Sequence[type[Artifact]]) -> str | None:
     light = suffix in (".jsonl", ".ndjson", ".csv", ".tsv") and file.suffix != ".zst"
     if len(kinds) != 1 or not light or not file.is_file() or "[" in source.split:
         return None
-    try:
-        forms.recognise(next(raw.rows(source)), kinds[0], str(file), source.format)
-    except StageFailed as error:
-        return str(error)
-    return None
+    return forms.recognise(next(raw.rows(source)), kinds[0], str(file), source.format).words
 
 
 def _stage(

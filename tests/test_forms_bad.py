@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from align import data, recipe
+from align import cli, data, recipe
 from align.artifacts import Conversations, Preferences, Prompts, Rows, Text
 from align.data import Source
 from align.errors import RecipeError, StageFailed
@@ -344,3 +344,18 @@ def test_a_source_that_rows_are_kept_apart_from_is_part_of_the_key(
         f"without: [{tmp_path}/b.jsonl]}}]}}\n"
     )
     assert key("one") == key("one") != key("two")
+
+
+def test_a_plan_says_what_local_files_are_taken_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    (tmp_path / "r.yaml").write_text(
+        f"base: nobody/nothing\nstages:\n  sft: {{model: base, data: {tmp_path}/a.jsonl}}\n"
+        f"  dpo: {{model: sft, data: [{tmp_path}/a.jsonl]}}\n"
+    )
+    assert cli.main(["plan", str(tmp_path / "r.yaml"), "--store", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out
+    read_as = "from prompt, chosen, rejected (format: pairs)"
+    assert f"sft.data, {tmp_path}/a.jsonl: conversations {read_as}" in said
+    assert f"dpo.data, {tmp_path}/a.jsonl: preferences {read_as}" in said

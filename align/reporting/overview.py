@@ -67,7 +67,7 @@ def _forms(plan: Plan) -> Iterator[str]:
             wanted = Annotation.of(several.items).artifacts if several.items else several.artifacts
             for source in value if isinstance(value, list) else [value]:
                 if isinstance(source, Source) and (words := outside.form_of(source, wanted)):
-                    yield f"{name}.{key}: {source.path}: {words}"
+                    yield f"{name}.{key}, {source.path}: {words}"
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
