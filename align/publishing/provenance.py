@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def _stages(steps: tuple[Step, ...]) -> str:
         ]
         for step in steps
     ]
-    heads = ["stage", "kind", "from", "made of", "dropped or cut", "seed", "time"]
+    heads = ["stage", "kind", "from", "made of", "dropped, cut or changed", "seed", "time"]
     return table(heads, rows, (5, 6))
 
 
@@ -63,11 +64,11 @@ def _inputs(step: Step, steps: tuple[Step, ...]) -> Iterator[str]:
 
 
 def _counts(step: Step, lost: bool) -> str:
-    """Rows and tokens, or what is missing of them. No examples: they are people's texts."""
+    """Rows and tokens, or what became of others. No examples: they are people's texts."""
     return ", ".join(
-        f"{count['n']:,} {name.removeprefix('dropped.').replace('_', ' ')}"
+        f"{count['n']:,} {re.sub(r'[._]', ' ', name.removeprefix('dropped.'))}"
         for name, count in step.about["counts"].items()
-        if name.startswith(LOST) == lost and (lost or "." not in name) and count["n"]
+        if name.startswith((*LOST, "changed.")) == lost and (lost or "." not in name) and count["n"]
     )
 
 

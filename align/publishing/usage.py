@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from align.artifacts import read_json
 from align.models import describe
 from align.publishing.folder import GENERATION
 from align.publishing.markdown import code, fenced
+from align.tokenizing import template_hash
 
 if TYPE_CHECKING:
     from align.publishing.card import Subject
@@ -123,7 +123,9 @@ def _template(about: Subject) -> Iterator[str]:
     if not file.is_file():
         yield "It has no chat template: it goes on with plain text."
         return
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    from transformers import AutoTokenizer
+
+    digest = template_hash(AutoTokenizer.from_pretrained(str(about.folder)))
     said = f"The chat template it was trained with is {code(TEMPLATE)} (sha256 {code(digest)})"
     generation = about.folder / GENERATION
     if generation.is_file():
