@@ -14,7 +14,7 @@ from collections.abc import Iterator
 FORMS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("a Hugging Face token", ("hf_", "api_org_"), r"[A-Za-z0-9]{30,}"),
     # one capital letter and one digit: not every hyphenated word behind "sk-" is a key
-    ("an OpenAI or Anthropic key", ("sk-",), r"(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{20,}"),
+    ("an OpenAI or Anthropic key", ("sk-",), r"(?=[\w-]{,200}\d)(?=[\w-]{,200}[A-Z])[\w-]{20,}"),
     ("a GitHub token", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), r"[A-Za-z0-9]{36,}"),
     ("a GitHub token", ("github_pat_",), r"\w{22,}"),
     ("a GitLab token", ("glpat-",), r"[\w-]{20,}"),
@@ -25,9 +25,12 @@ FORMS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("a Weights & Biases key", ("wandb_v",), r"\d_\w{20,}"),
     ("a package index's token", ("npm_",), r"[A-Za-z0-9]{36}"),
     ("a package index's token", ("pypi-AgEI",), r"[\w-]{50,}"),
-    ("a signed token (JWT)", ("eyJ",), r"[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"),
+    ("a signed token (JWT)", ("eyJ",), r"[\w-]{10,500}\.eyJ[\w-]{10,}\.[\w-]{10,}"),
 )
-"""What it is called, how it begins, and the pattern of what follows."""
+"""What it is called, how it begins, and the pattern of what follows.
+
+What is looked for far ahead has an end: else `sk-sk-sk-…` takes time in the square of its length.
+"""
 
 PRIVATE_KEY = (
     r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----[\s\S]*?"
