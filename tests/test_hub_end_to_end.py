@@ -216,6 +216,13 @@ def test_every_model_is_whole_private_and_of_one_commit(world: World) -> None:
     assert "model.safetensors" in world.hub.files("me/merged")
 
 
+def test_the_card_names_base_and_data_by_their_commits(world: World) -> None:
+    card = world.hub.files("me/adapter")["README.md"].decode()
+    for name in ("models/me/base", "datasets/me/talks"):
+        assert name.partition("/")[2] in card
+        assert world.hub.repositories[name].at("main").sha in card
+
+
 def test_nothing_that_is_pushed_names_a_path_of_this_machine(world: World) -> None:
     base = world.hub.repositories["models/me/base"].at("main")
     for name in ("me/adapter", "me/base", "me/merged"):
