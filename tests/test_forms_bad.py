@@ -352,10 +352,11 @@ def test_a_plan_says_what_local_files_are_taken_for(
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     (tmp_path / "r.yaml").write_text(
         f"base: nobody/nothing\nstages:\n  sft: {{model: base, data: {tmp_path}/a.jsonl}}\n"
-        f"  dpo: {{model: sft, data: [{tmp_path}/a.jsonl]}}\n"
+        f"  dpo: {{model: sft, data: [{{path: {tmp_path}/a.jsonl, count: 7}}]}}\n"
     )
     assert cli.main(["plan", str(tmp_path / "r.yaml"), "--store", str(tmp_path / "runs")]) == 0
     said = capsys.readouterr().out
     read_as = "from prompt, chosen, rejected (format: pairs)"
     assert f"sft.data, {tmp_path}/a.jsonl: conversations {read_as}" in said
     assert f"dpo.data, {tmp_path}/a.jsonl: preferences {read_as}" in said
+    assert "21 rows" in said, "7 in each of TRL's 3 epochs"

@@ -99,6 +99,8 @@ def _rows(source: Rows | Source) -> float | None:
     """The rows of a source whose slice says how many it has."""
     if isinstance(source, Rows):
         return None
+    if source.count is not None:
+        return source.count
     part = re.fullmatch(r"\w+\[(\d*):(\d+)\]", source.split)
     return (int(part[2]) - int(part[1] or 0)) * source.weight if part else None
 
@@ -107,6 +109,8 @@ def _tokens(source: Rows | Source) -> float | None:
     """The tokens of a source, by the size of its files."""
     if isinstance(source, Rows):
         return _of_artifact(source)[0]
+    if source.count is not None:
+        return None
     if source.stage is not None:
         tokens = _of_artifact(source.stage)[0]
         return tokens and tokens * source.weight
