@@ -10,7 +10,7 @@ from functools import cache
 from pydantic import Field, field_validator
 
 from align.curation import emojis
-from align.curation.repetition import SHORTEST, Shares, shares
+from align.curation.repetition import Shares, shares
 from align.curation.rules import Row, Rule, Said, Why, said
 from align.curation.texts import amended, answers, tie
 from align.out import Out
@@ -66,7 +66,7 @@ class Repetition(Rule):
     """Answers that repeat themselves, by Gopher's rules (arXiv 2112.11446, table A1).
 
     Every number is the largest share that stays. Code is left out, and so are texts of fewer than
-    50 words, of which two alike are soon a large share.
+    50 words, of which two alike are soon a large share. Of a very long text the beginning is read.
     """
 
     lines: float = Field(0.3, ge=0, le=1)
@@ -92,10 +92,9 @@ class Repetition(Rule):
     def look(self, said: list[Said]) -> Why | None:
         """`repetition`, with the share that is too large."""
         for text in answers(said):
-            if text.count(" ") >= SHORTEST - 1:
-                for name, share, bar in self._compared(shares(prose(text))):
-                    if share > bar:
-                        return Why("repetition", {name: round(share, 4)})
+            for name, share, bar in self._compared(shares(prose(text))):
+                if share > bar:
+                    return Why("repetition", {name: round(share, 4)})
         return None
 
     def _compared(self, found: Shares | None) -> Iterator[tuple[str, float, float]]:

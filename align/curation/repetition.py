@@ -14,6 +14,9 @@ from dataclasses import dataclass
 SHORTEST = 50
 """Words of the shortest text whose shares say something: Gopher keeps no shorter documents."""
 
+LONGEST = 100_000
+"""Characters that are read of a text: its shares are those of its first ten thousand words."""
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -32,7 +35,8 @@ class Shares:
 
 def shares(text: str) -> Shares | None:
     """The shares of a text; None where it has fewer words than say something."""
-    text, words = text.strip(), text.split()
+    text = text[:LONGEST].strip()
+    words = text.split()
     if len(words) < SHORTEST:
         return None
     lines = re.split(r"\n+", text)
