@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +204,18 @@ def load(words: Sequence[str], store: Path, template: str | None, asked: Asked) 
             problems.append(Problem(word, "", message))
     if problems:
         raise RecipeError(problems)
+    _quiet()
     names = [model.name for model in found]
     for word, model in zip(words, found, strict=True):
         model.name = word if names.count(model.name) > 1 else model.name
     return [Talker(model, template, asked) for model in found]
+
+
+def _quiet() -> None:
+    """What libraries say to their own developers has no place in a dialog.
+
+    bitsandbytes warns on a CPU that a kernel of the hub is not there, transformers of what PEFT
+    0.21 calls.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

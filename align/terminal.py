@@ -50,7 +50,7 @@ def converse(talkers: Sequence[Talker], show: Show) -> None:
             return
         if name in commands:
             commands[name](talkers, rest.strip(), show)
-        elif line.startswith("/"):
+        elif name.startswith("/") and name[1:].isalpha():  # and not a path
             show(f"There is no {visible(name)}.{nearest(name, commands)} See /help.\n")
         elif line.strip():
             for talker in talkers:

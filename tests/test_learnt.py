@@ -87,6 +87,13 @@ def test_the_ids_and_marks_are_the_labels_that_sft_trains_on(read: Read, tokeniz
     assert seen.row()["learnt"] == sum(label != -100 for label in row["labels"])
 
 
+def test_an_answer_of_weight_0_is_read_only(read: Read) -> None:
+    first = [*DIALOG[:2], {**DIALOG[2], "weight": 0}, *DIALOG[3:]]
+    [seen] = read("sft", [{"messages": first}])
+    assert said(seen.parts[0], LEARNT) == "Blue\n\nor so.<|end|>"
+    assert "Red ❤️.<|end|>" in said(seen.parts[0], READ)
+
+
 def test_the_marks_of_a_pair_are_the_masks_that_dpo_trains_with(read: Read, tokenizer: Any) -> None:
     losses = {"trainer": "{loss_type: [sigmoid, sft], loss_weights: [1.0, 0.2]}"}
     [seen] = read("dpo", [PAIR], mask_format="true", **losses)

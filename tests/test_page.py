@@ -10,8 +10,11 @@ import pytest
 from report_world import COMPARED, EVIL, GATE, SCORES, Made, difference, made, score, words
 
 from align import recipe
-from align.artifacts import Conversations, Model
+from align.artifacts import Conversations, Model, Text
+from align.data import Source
+from align.out import Out
 from align.reporting import lengths, page, report, scores
+from align.stages.curate import Curate
 
 __all__ = ["made"]
 
@@ -399,6 +402,22 @@ def test_of_curated_data_every_rule_says_what_it_removed_with_examples(made: Mad
     assert "task gsm8k, gram <img src=x" in said and EVIL not in section
     rest = words(f"</style>{rest}")
     assert "cleanno answer7" in rest and "cleanexact" not in rest
+
+
+def test_what_the_stage_itself_writes_is_what_is_shown(made: Made, tmp_path: Path) -> None:
+    for name, texts in (("a.jsonl", ["One", "Two", "One"]), ("b.jsonl", ["two", "Two"])):
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / name).write_text(rows)
+    path = made.add("clean", "curate", Text)
+    sources = [Source(path=str(tmp_path / name)) for name in ("a.jsonl", "b.jsonl")]
+    out = Out(path, tmp_path / ".cache")
+    Curate(data=sources, rows="text", decontaminate=[]).run(out)
+    about = json.loads((path / "artifact.json").read_text())
+    (path / "artifact.json").write_text(json.dumps({**about, "counts": out.counts}))
+    said = words(made.page())
+    assert "cleanOf 5 rows 3 (60.0%) are kept: 3 of 5 words." in said
+    assert re.search(r"exact2\xa040\.0%examplesid (\w+), repeats \1-1id", said)
+    assert "cleanexact" not in said
 
 
 def test_how_it_was_made_says_what_runs_it_again_and_from_which_bytes(

@@ -184,10 +184,11 @@ def test_the_dialog_is_kept_and_changed_by_commands(
             return super().read(prompt)
 
     lines = ["Hi", "More?", "/undo", "/again", "Last?", "/forget", "/clear", "/undo", "/again"]
-    person = Looks(monkeypatch, [*lines, "/system Shout.", "/system", "/sytem", "", "/help"])
+    lines += ["/system Shout.", "/system", "/sytem", "", "/help", "/etc/passwd?"]
+    person = Looks(monkeypatch, lines)
     terminal.converse([talker], person.show)
     dialog = ["s", "s u a", "s u a u a", "s u a", "s u a", "s u a u a", "s u a", "s", "s", "s", "s"]
-    assert seen == [*dialog, "", "", "", ""]
+    assert seen == [*dialog, "", "", "", "", "u a"]
     assert "(left out: More?)\n" in person.shown and "(left out: Hi)\n" in person.shown
     assert person.shown.count("(nothing was asked)") == 2
     assert 'There is no /sytem. Did you mean "/system"? See /help.' in person.shown
