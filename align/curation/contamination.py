@@ -20,7 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from align import rewards
 from align.curation.words import Texts, runs
+from align.settings import Task
 
 RUN = 8
 """Words of a run."""
@@ -58,6 +60,15 @@ def question(item: Item) -> str:
     asked = item.get("question") or item.get("prompt") or item.get("completion", "")
     asked = asked[-1].get("content") or "" if isinstance(asked, list) else asked
     return " ".join(texts(asked))
+
+
+def questions(tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
+    """The questions of tasks by their names and their items' ids; of equal tasks, once."""
+    different = [task for i, task in enumerate(tasks) if task not in tasks[:i]]
+    return {
+        name: {str(item["id"]): question(item) for item in task.items()}
+        for name, task in zip(rewards.names(different), different, strict=True)
+    }
 
 
 def texts(value: Any) -> Iterator[str]:

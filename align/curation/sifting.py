@@ -139,5 +139,27 @@ class Sieve:
         return Part(folder / f"stay-{number}"), Part(folder / f"gone-{number}")
 
 
+def say(metrics: dict[str, Any], rules: Sequence[str], out: Out) -> None:
+    """What each of these rules has removed, and what is left."""
+    for rule in rules:
+        reason = REASONS.get(rule, rule)
+        found = out.counts.get(f"dropped.{reason}", {"n": 0})
+        line = f"{reason}: {found['n']:,} rows removed"
+        if reason == "contamination" and found["n"]:
+            first = found["examples"][0]
+            line += f'; row {first["id"]} holds "{first["gram"]}" of {first["task"]}, '
+            line += f"item {first['item']}"
+        out.say(f"{line}.")
+    read, kept = metrics["read"], metrics["kept"]
+    out.say(
+        f"Kept {kept['rows']:,} of {read['rows']:,} rows, {kept['words']:,} of "
+        f"{read['words']:,} words."
+    )
+
+
+REASONS = {"decontaminate": "contamination"}
+"""Of rules, where counts have another word than the key."""
+
+
 def _summed(each: list[dict[str, int]]) -> dict[str, int]:
     return {name: sum(one[name] for one in each) for name in ("rows", "words")}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from align import data, rewards
 from align.artifacts import Conversations, Preferences, Prompts, Rows, Text
+from align.curation import sources
 from align.curation.heuristics import Emoji, Length, Phrases, Repetition
 from align.curation.language import Language
 from align.curation.lines import Lines
@@ -18,16 +18,11 @@ from align.curation.near import Near
 from align.curation.pii import Pii
 from align.curation.quality import Difficulty, Quality
 from align.curation.semantic import Semantic
-from align.data import Row, Source
+from align.data import Source
 from align.errors import StageFailed
 from align.out import Out
-from align.raw import name_of
-from align.seen import Seen
 from align.selection import dropped
 from align.settings import RecipeTasks, Stage, Task
-
-if TYPE_CHECKING:
-    from align.curation.contamination import Questions
 
 _TYPES = {
     "conversations": Conversations,
@@ -35,6 +30,13 @@ _TYPES = {
     "prompts": Prompts,
     "text": Text,
 }
+
+
+_RULES = (
+    *("emoji", "length", "repetition", "language", "decontaminate", "exact", "near", "lines"),
+    *("phrases", "quality", "difficulty", "semantic"),
+)
+"""Keys of rules that remove rows, in the order in which they do."""
 
 
 class Curate(Stage):
@@ -78,7 +80,7 @@ class Curate(Stage):
 
     @model_validator(mode="after")
     def _typed(self) -> Curate:
-        known = {type(one) for source in self.data if (one := _stage(source)) is not None}
+        known = {type(one) for source in self.data if (one := sources.stage(source)) is not None}
         if self.rows is not None:
             known.add(_TYPES[self.rows])
         names = sorted(cls.__name__.lower() for cls in known)
@@ -90,7 +92,7 @@ class Curate(Stage):
 
     def makes(self) -> type[Rows]:
         """The type of what it takes."""
-        stages = (one for source in self.data if (one := _stage(source)) is not None)
+        stages = (one for source in self.data if (one := sources.stage(source)) is not None)
         return next((type(one) for one in stages), _TYPES.get(str(self.rows), Rows))
 
     def check(self) -> Iterable[tuple[str, str]]:
@@ -108,10 +110,11 @@ class Curate(Stage):
     def run(self, out: Out) -> Rows:
         """Look at every row, compare them, write those that stay."""
         from align.curation import flow
+        from align.curation.contamination import Questions, questions
         from align.curation.looking import Looker
-        from align.curation.sifting import Sieve
+        from align.curation.sifting import Sieve, say
 
-        questions = self._questions(out)
+        asked = questions(self.decontaminate or ())
         looker = Looker(
             folder=out.path / "checkpoints" / "curate",
             near=self.near,
@@ -119,9 +122,10 @@ class Curate(Stage):
             pii=self.pii,
             language=self.language,
             rules=[rule for rule in (self.length, self.repetition) if rule is not None],
-            questions=questions,
+            questions=Questions(asked, self.shared) if asked else None,
         )
-        with closing(flow.look(self._rows(out), looker, out)) as table:
+        rows = sources.rows(self.data, self.makes(), self.seed, out)
+        with closing(flow.look(rows, looker, out)) as table:
             if self.exact:
                 table.exact()
             if self.near is not None:
@@ -130,77 +134,12 @@ class Curate(Stage):
         for rule in (self.lines, self.phrases, self.quality, self.difficulty, self.semantic):
             if rule is not None:
                 sieve.sift(rule)
-        metrics = sieve.finish([_called(source) for source in self.data])
+        metrics = sieve.finish([sources.name(source) for source in self.data])
         if not metrics["kept"]["rows"]:
             raise StageFailed(
                 f"No row is left ({dropped(out)}). Look at removed.jsonl in {out.path}."
             )
-        self._say(metrics, out)
+        say(metrics, [rule for rule in _RULES if getattr(self, rule)], out)
         text = json.dumps(metrics, indent=1, ensure_ascii=False)
         (out.path / "metrics.json").write_text(text + "\n", encoding="utf-8")
         return self.makes()(out.path)
-
-    def _questions(self, out: Out) -> Questions | None:
-        """What no row may hold; None where nothing is asked."""
-        from align.curation.contamination import Questions, question
-
-        tasks = list(self.decontaminate or ())
-        tasks = [task for i, task in enumerate(tasks) if task not in tasks[:i]]
-        asked = {
-            name: {str(item["id"]): question(item) for item in task.items()}
-            for name, task in zip(rewards.names(tasks), tasks, strict=True)
-        }
-        return Questions(asked, self.shared) if asked else None
-
-    def _rows(self, out: Out) -> Iterator[tuple[int, Row]]:
-        """Every row of every source, with the source's number and name."""
-        with closing(Seen()) as seen:
-            several = len(self.data) > 1  # else the source has seen to it
-            for number, source in enumerate(self.data):
-                name = _called(source)
-                for n, row in enumerate(data.read(source, self.makes(), out, self.seed)):
-                    identity = seen.unique(row["id"]) if several else row["id"]
-                    yield number, {**row, "id": identity, "source": row.get("source", name)}
-                    if n % 1000 == 0:
-                        out.progress(number, len(self.data), "sources", f"{name}, row {n:,}")
-
-    def _say(self, metrics: dict[str, Any], out: Out) -> None:
-        """What each rule has removed, and what is left."""
-        for name in _RULES:
-            if not getattr(self, name):
-                continue
-            reason = _REASONS.get(name, name)
-            found = out.counts.get(f"dropped.{reason}", {"n": 0})
-            line = f"{reason}: {found['n']:,} rows removed"
-            if reason == "contamination" and found["n"]:
-                first = found["examples"][0]
-                line += f'; row {first["id"]} holds "{first["gram"]}" of {first["task"]}, '
-                line += f"item {first['item']}"
-            out.say(f"{line}.")
-        read, kept = metrics["read"], metrics["kept"]
-        out.say(
-            f"Kept {kept['rows']:,} of {read['rows']:,} rows, {kept['words']:,} of "
-            f"{read['words']:,} words."
-        )
-
-
-_REASONS = {"decontaminate": "contamination"}
-"""Of keys, where counts have another word."""
-
-_RULES = (
-    *("emoji", "length", "repetition", "language", "decontaminate", "exact", "near", "lines"),
-    *("phrases", "quality", "difficulty", "semantic"),
-)
-"""Keys of rules that remove rows, in the order in which they do."""
-
-
-def _stage(source: Rows | Source) -> Rows | None:
-    return source if isinstance(source, Rows) else source.stage
-
-
-def _called(source: Rows | Source) -> str:
-    """What a person calls a source."""
-    if (made := _stage(source)) is not None:
-        return made.name or made.key
-    assert isinstance(source, Source)
-    return name_of(source)
