@@ -184,6 +184,7 @@ def test_a_phrase_keeps_its_share_of_what_stays(tmp_path: Path) -> None:
     rows += [conversation("I'm sorryful.", id="q"), conversation("So.", id="r")]
     rule = Phrases(at_most=0.1)
     kept = sifted(rule, rows, tmp_path)
+    assert sifted(rule, [], tmp_path) == []
     assert sum(one.startswith("s") for one in kept) == 20  # 20 of 202 rows: the most below 10 %
     random.Random(0).shuffle(rows)
     assert set(sifted(rule, rows, tmp_path)) == set(kept)

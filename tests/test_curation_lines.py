@@ -41,6 +41,10 @@ def test_a_line_goes_from_all_rows_once_it_stands_in_more_than_so_many(tmp_path:
             assert out.counts["changed.lines"]["n"] == 7
 
 
+def test_no_rows_are_no_error(tmp_path: Path) -> None:
+    assert sifted(Lines(), [], tmp_path)[0] == []
+
+
 def test_a_row_counts_a_line_once(tmp_path: Path) -> None:
     song = "\n".join([FOOTER] * 20)
     found, out = sifted(Lines(), [conversation(song, str(i)) for i in range(6)], tmp_path)

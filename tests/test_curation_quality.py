@@ -92,6 +92,12 @@ def test_ranks_and_the_best_are_those_of_a_plain_sort() -> None:
         assert ranks[i] == sum(numbers[j] <= numbers[i] for j in there) / len(there)
 
 
+def test_no_rows_are_no_error(tmp_path: Path) -> None:
+    both = Quality(reward=Digits(), judge=Digits(), at_least=1)
+    assert sifted(both, [], tmp_path) == []
+    assert sifted(Difficulty(judge=Digits(), at_least=1), [], tmp_path) == []
+
+
 # -- which answer is scored, and the two of them together ----------------------------------------
 
 

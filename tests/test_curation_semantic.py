@@ -110,6 +110,10 @@ def test_of_copies_the_best_by_quality_times_difficulty_stays(
     assert found[0][1].facts == {"like": "1", "similarity": 1.0}
 
 
+def test_no_rows_are_no_error(tiny_model: Path, tmp_path: Path) -> None:
+    assert sifted(Semantic(model=model(tiny_model)), [], tmp_path) == []
+
+
 @pytest.mark.parametrize("count", [1, 4])
 def test_the_order_of_the_rows_changes_nothing(
     tiny_model: Path, tmp_path: Path, count: int

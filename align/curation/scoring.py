@@ -71,7 +71,7 @@ def score(
     for i, (content, number) in enumerate(_lines(file)):
         ties[i], numbers[i] = content, math.nan if number is None else number
     missing = int(np.isnan(numbers).sum())
-    if missing == total:
+    if total and missing == total:
         raise StageFailed(f"{name} has no number for any of {total} rows. Look at what it returns.")
     if missing:
         out.count(f"unscored.{name}", missing)

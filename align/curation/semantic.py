@@ -47,6 +47,8 @@ class Semantic(Settings):
         for row in rows():
             worth.append(_worth(row))
             ties.append(tie(row))
+        if not ties:
+            return
         number = np.frombuffer(ties, np.uint64)
         found = embedding.vectors(self.model, rows, number, out)
         count = min(self.clusters or -(-len(ties) // CLUSTER), len(ties))
