@@ -101,6 +101,15 @@ def test_a_row_without_an_answer_is_dropped_and_counted(tokenizer: Any, out: Out
     assert out.counts["dropped.nothing_to_learn"] == {"n": 1, "examples": [{"id": "row0"}]}
 
 
+def test_an_answer_of_weight_0_is_a_prompt_to_the_checks_too(tokenizer: Any, out: Out) -> None:
+    first = {**say("1"), "weight": 0}
+    [text] = learn([[ask("One?"), first, ask("Two?"), say("2")]], tokenizer, out)
+    assert "<|assistant|>1<|end|>" in text and "⟦2<|end|>⟧" in text
+    assert out.counts["answers.learnt"]["n"] == 1
+    assert not learn([[ask("One?"), first]], tokenizer, out)
+    assert out.counts["dropped.nothing_to_learn"]["n"] == 1
+
+
 def test_dialogs_that_a_template_refuses_are_named_and_counted(tokenizer: Any, out: Out) -> None:
     tokenizer.chat_template = (
         "{% for m in messages %}{% if not loop.first and m.role == loop.previtem.role %}"

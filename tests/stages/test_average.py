@@ -446,6 +446,8 @@ def test_models_whose_tokens_differ_are_refused_before_weights_are_read(
         (model.path / "model" / "model.safetensors").write_bytes(b"not read")
     template = two.path / "model" / "chat_template.jinja"
     template.write_text("x" + template.read_text())
+    described = json.loads((two.path / "model.json").read_text())
+    (two.path / "model.json").write_text(json.dumps({**described, "template": None}))
     with pytest.raises(StageFailed, match="different chat templates"):
         average(tmp_path / "a", one, two)
     file = three.path / "model" / "tokenizer.json"
