@@ -75,6 +75,10 @@ def _normal(block: Source, kind: type[Rows], out: Out | None, told: Told | None)
     form = forms.recognise(first, kind, name, block.format)
     if block.strength is not None and not any(column in first for column in COLUMNS):
         raise StageFailed(f"{name} has no column {' or '.join(COLUMNS)}: leave `strength` out.")
+    if block.best is not None and form.name != "trees":
+        raise StageFailed(
+            f"{name} is no conversation tree (format: {form.name}): leave `best` out."
+        )
     if out is not None and block.stage is None:
         out.say(f"{name}: {form.words}.")
     choice = Choice(tuple(block.strength or STRONGEST), block.best)

@@ -39,7 +39,7 @@ class Out:
         self.main = main
         self.counts: dict[str, Any] = {}
         self._progress_at = 0.0
-        self._progress_from: tuple[float, float] | None = None
+        self._progress_from: tuple[str, float, float] | None = None
 
     def say(self, message: str) -> None:
         """One line for the person who watches, and for the log."""
@@ -65,14 +65,16 @@ class Out:
     def progress(self, done: float, total: float, unit: str, note: str = "") -> None:
         """How far the stage is; shown as a bar, and by `align status`. Cheap to call often.
 
-        The seconds that are left follow from the rate since the first call: what was there before,
-        after a kill, and what loading took are no part of it.
+        The seconds that are left follow from the rate since the first call with this unit: what was
+        there before, after a kill, and what loading took are no part of it.
         """
         now = time.monotonic()
         if not self.main or (now - self._progress_at < 0.2 and done < total):
             return
         self._progress_at = now
-        begun, before = self._progress_from = self._progress_from or (now, done)
+        if self._progress_from is None or self._progress_from[0] != unit:
+            self._progress_from = unit, now, done
+        _, begun, before = self._progress_from
         state = {"done": done, "total": total, "unit": unit, "note": note, "left": None}
         if done > before and now - begun > SURE:
             state["left"] = round((total - done) * (now - begun) / (done - before), 1)

@@ -437,3 +437,11 @@ def test_a_damaged_file_is_a_sentence(tmp_path: Path, name: str, content: bytes,
     (tmp_path / name).write_bytes(content)
     with pytest.raises(StageFailed, match=fact):
         list(data.read(Source(path=str(tmp_path / name)), Text, None))
+
+
+def test_a_stage_may_have_pairs_among_its_rankings(out: Out) -> None:
+    pair = {"prompt": "1+1?", "chosen": "2", "rejected": "3"}
+    ranking = {"prompt": "2+2?", "ranked": ["4", "four", "5"]}
+    out.write_rows([pair, ranking, {**pair, "prompt": "3+3?"}])
+    found = list(data.read(Preferences(out.path), Preferences, None))
+    assert ["ranked" in row for row in found] == [False, True, False]
