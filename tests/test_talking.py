@@ -274,7 +274,7 @@ def test_on_a_terminal_lines_are_read_answers_stream_and_ctrl_c_does_not_end_it(
 
     def until(pattern: str) -> None:
         nonlocal shown
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not re.search(pattern, shown):
             assert time.monotonic() < end, shown
             if select.select([here], [], [], 1)[0]:

@@ -66,7 +66,7 @@ def show(
     width = WHOLE if id is not None else shutil.get_terminal_size((100, 24)).columns
     looked, form = Looked(id, search, n, width), _form(stage, kind, tokens, colour)
     found = yield from looked.lines((normal(row, kind) for row in rows), form)
-    if (file := stage.artifact.path / REMOVED).is_file():
+    if (file := stage.artifact.path / REMOVED).is_file() and file.stat().st_size:
         yield "\nremoved:"
         found += yield from looked.lines(removed(file), _removed)
     if not found:

@@ -152,7 +152,7 @@ function shared({ gram, phrase, line }) {
 const LEARNT = {
   learnt: ["learnt", "in the loss"],
   nll: ["in the NLL term alone", "in the loss of the chosen answer as a text, not in that of the pair"],
-  scored: ["scored", "the score is read here"],
+  scored: ["the score is read", "the score is read here"],
 };
 
 // A row as the model reads it in training: its tokens, and what becomes of each.
