@@ -84,7 +84,7 @@ FORMS = {
     ),
     "ranked": Form(
         "prompt|instruction ranked",
-        {Conversations: comparisons.best_of_ranking, Preferences: comparisons.ranking},
+        {Conversations: comparisons.best, Preferences: comparisons.preference},
     ),
     "scored": Form(
         "prompt|instruction completions|responses|generations",
@@ -104,8 +104,8 @@ FORMS = {
         "chosen rejected",
         {
             Prompts: comparisons.prompt_of_pair,
-            Conversations: comparisons.best_of_pair,
-            Preferences: comparisons.pair,
+            Conversations: comparisons.best,
+            Preferences: comparisons.preference,
         },
     ),
     "instructions": Form("instruction", {Prompts: answers.prompt}),

@@ -1,5 +1,6 @@
 """Forms of public data: trees, marks, levels, scores, and what a name or the columns say."""
 
+import json
 import random
 from collections.abc import Callable
 from itertools import permutations
@@ -127,6 +128,11 @@ ULTRA = [
         ),
         (
             Preferences,
+            {"prompt": "Hi", "chosen": ["Yes"], "rejected": ["No", "OK"]},
+            {"prompt": [user("Hi")], "chosen": YES, "rejected": NO, "also_rejected": [OK]},
+        ),
+        (
+            Preferences,
             {"prompt": "Hi", "generations": ["No", "Yes", "OK"], "rewards": [1, 3, 2]},
             {"prompt": [user("Hi")], "ranked": [YES, OK, NO]},
         ),
@@ -168,6 +174,8 @@ def test_more_public_forms_are_understood(
     write_rows: Write, kind: type[Rows], row: Row, normal: Row
 ) -> None:
     assert content(read(write_rows("rows.jsonl", [row]), kind)) == [normal]
+    again = write_rows("normal.jsonl", [normal])
+    assert content(read(again, kind)) == [normal], "what a stage wrote is read as it is"
 
 
 # -- trees ---------------------------------------------------------------------------------------
@@ -365,6 +373,10 @@ def test_a_level_that_is_not_known_or_not_there_is_a_sentence(write_rows: Write)
     path = write_rows("a.jsonl", [{**pair, "strength": "0.8"}])
     with pytest.raises(StageFailed, match=r'"strength" is .0\.8., and levels are significantly'):
         read(path, Preferences)
+    with pytest.raises(StageFailed, match=r"no conversation tree \(format: pairs\): leave `best`"):
+        read(write_rows("b.jsonl", [pair]), Preferences, best=1)
+    two = {"context": [user("Q")], "response1": "A", "response2": "B", "overall_preference": 1}
+    assert read(write_rows("c.jsonl", [two]), Preferences, strength=["slightly"])
     with pytest.raises(StageFailed, match="no column strength or .*: leave `strength` out"):
         read(write_rows("b.jsonl", [pair]), Preferences, strength=["better"])
 
@@ -392,6 +404,18 @@ def test_equal_scores_are_one_answer_whatever_their_order(write_rows: Write, out
     ]
     assert len(read(write_rows("c.jsonl", equal), Preferences, out)) == 1
     assert out.counts["dropped.nothing_to_compare"]["n"] == 1
+
+
+def test_what_a_stage_made_of_a_tree_is_read_again_pairs_and_rankings(
+    write_rows: Write, tmp_path: Path
+) -> None:
+    made = read(write_rows("trees.jsonl", [TREE]), Preferences)
+    for order in (made, made[::-1]):
+        (tmp_path / "stage/data").mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(row) + "\n" for row in order)
+        (tmp_path / "stage/data/rows.jsonl").write_text(text)
+        assert list(data.read(Preferences(tmp_path / "stage"), Preferences, None)) == order
+        assert read(write_rows("copied.jsonl", order), Preferences) == order
 
 
 # -- names ---------------------------------------------------------------------------------------

@@ -15,15 +15,21 @@ from align.formats.dialogs import (
     dialog,
     says,
 )
-from align.formats.strength import level, signed
+from align.formats.strength import SIGNED, level, signed
 from align.settings import Dialog
 
-RESPONSES = (
-    ("response_1", "response1"),
-    ("response_2", "response2"),
-    ("preference_strength", "overall_preference"),
-)
+RESPONSES = (("response_1", "response1"), ("response_2", "response2"), SIGNED)
 """Columns of two answers and of which is better, as in HelpSteer2 and HelpSteer3."""
+
+
+def preference(row: Row, choice: Choice) -> Made:
+    """A pair or a ranking, row by row: of a ranking of two, a stage makes a pair."""
+    yield from ranking(row, choice) if "ranked" in row else pair(row, choice)
+
+
+def best(row: Row, choice: Choice) -> Made:
+    """The better answer of a pair, the first one of a ranking."""
+    yield from best_of_ranking(row, choice) if "ranked" in row else best_of_pair(row, choice)
 
 
 # -- pairs ---------------------------------------------------------------------------------------
@@ -44,12 +50,15 @@ def pair(row: Row, choice: Choice) -> Made:
     if len(answers) > 2:
         yield compared(said, answers, row)
         return
-    numbers = {
+    more: Row = {
         name: float(row[key])
         for key, name in _NUMBERS.items()
         if isinstance(row.get(key), (int, float, str))
     }
-    yield _judged({"prompt": said, "chosen": answers[0], "rejected": answers[1]} | numbers, row)
+    if row.get("also_rejected"):
+        others = row["also_rejected"]
+        more["also_rejected"] = [dialog(one, "assistant", "also_rejected") for one in others]
+    yield _judged({"prompt": said, "chosen": answers[0], "rejected": answers[1]} | more, row)
 
 
 _NUMBERS = {

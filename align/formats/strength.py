@@ -12,8 +12,11 @@ Level = Literal["significantly", "better", "slightly", "marginally"]
 LEVELS = ("marginally", "slightly", "better", "significantly")
 """By the numbers 0 to 3, the scale of HelpSteer and (in thirds) of Llama 2's margins."""
 
-COLUMNS = ("strength", "preference_strength")
-"""Columns of a pair's level: a word or a number."""
+SIGNED = ("preference_strength", "overall_preference")
+"""Columns that say which of two answers is better, and by how much, as HelpSteer2's and 3's."""
+
+COLUMNS = ("strength", *SIGNED)
+"""Columns of a level: a word or a number."""
 
 _WORDS = {name: name for name in LEVELS} | {"much": "significantly", "negligibly": "marginally"}
 """First words of levels: HelpSteer says "much better", Llama 2 "negligibly better / unsure"."""
