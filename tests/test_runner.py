@@ -550,6 +550,7 @@ def test_progress_says_how_much_time_is_left_from_the_rate_since_it_began(
     assert shown() == "11,900/12,000 answers, 2 s left"
     stage.progress(12000, 12000, "answers")
     assert shown() == "12,000/12,000 answers"
+    now += 10
     stage.progress(0, 100, "steps")  # another kind of work has another rate
     now += 10
     stage.progress(20, 100, "steps")
