@@ -14,6 +14,7 @@ import json
 import re
 import socket
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 import yaml
 
 LFS = (".safetensors", ".bin", ".pt", ".gguf", ".parquet")
@@ -608,3 +610,25 @@ def serve(root: Path) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def environment(hub: Hub, home: Path) -> dict[str, str]:
+    """The variables with which a new process uses this hub, logged in as "me"."""
+    switches = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    return {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": WRITE, **switches}
+
+
+def enter(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process, whose client has read its variables by now, and its children use it."""
+    from huggingface_hub import constants
+
+    for name, value in environment(hub, home).items():
+        monkeypatch.setenv(name, value)
+    address = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    # huggingface_hub 2.4 sends large files by a keyword that httpx2 renames
+    warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)

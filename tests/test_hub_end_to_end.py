@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hub_server import WRITE, Hub, serve
+import torch
+from hub_server import WRITE, Hub, enter, environment, serve
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from align import models, recipe
+
+INPUTS = torch.arange(7, 60)[None]
 
 RECIPE = """
 base: {path: BASE}
@@ -53,7 +60,6 @@ stages:
     model: base
     data: talks.jsonl
     batch_size: 4
-    trainer: {max_steps: 1}
 """
 
 PUSHES = """
@@ -100,25 +106,17 @@ class World:
     """A working directory, the hub, and everything that commands have shown."""
 
     folder: Path
-    hub: Hub
-    heard: list[str] = field(default_factory=list)
-    commands: set[bytes] = field(default_factory=set)
+    hub: Hub = field(repr=False)
+    heard: list[str] = field(default_factory=list, repr=False)
+    commands: set[bytes] = field(default_factory=set, repr=False)
     """The command lines of all processes while ours ran."""
-
-    def environment(self, home: str) -> dict[str, str]:
-        return os.environ | CANARIES | {
-            "HF_ENDPOINT": self.hub.url,
-            "HF_HOME": str(self.folder / home),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-        }  # fmt: skip
 
     def run(self, *words: str, home: str = "home", code: int = 0) -> str:
         """Run Python in a process of its own, and return what it shows."""
         child = subprocess.Popen(
             [sys.executable, *words],
             cwd=self.folder,
-            env=self.environment(home),
+            env=os.environ | CANARIES | environment(self.hub, self.folder / home),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -179,19 +177,20 @@ def world(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield made
 
 
+def logits(world: World, tiny_model: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the base and of base and adapter, as they lie in the store."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    with torch.no_grad():
+        plain = base(INPUTS).logits[0]
+        adapted = PeftModel.from_pretrained(base, str(world.folder / "runs/chain/sft/adapter"))
+        return plain, adapted.eval()(INPUTS).logits[0]
+
+
 def test_what_is_downloaded_has_the_same_logits_and_the_same_template(
     world: World, tiny_model: Path
 ) -> None:
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     adapter = world.folder / "runs/chain/sft/adapter"
-    base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
-    inputs = torch.arange(7, 60)[None]
-    with torch.no_grad():
-        plain = base(inputs).logits[0]
-        adapted = PeftModel.from_pretrained(base, str(adapter)).eval()(inputs).logits[0]
+    plain, adapted = logits(world, tiny_model)
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     shown = world.run("loads.py", home="empty")  # which has never seen the store, nor a cache
     here = torch.load(world.folder / "logits.pt")
@@ -233,12 +232,21 @@ def test_nothing_that_is_pushed_names_a_path_of_this_machine(world: World) -> No
     assert config["revision"] == base.sha
 
 
-def test_a_pushed_adapter_is_the_base_of_another_recipe(world: World) -> None:
+def test_a_pushed_adapter_is_the_base_of_another_recipe(
+    world: World, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(world.hub, world.folder / "another", monkeypatch)
+    monkeypatch.chdir(world.folder)
     commit = world.hub.repositories["models/me/adapter"].at("main").sha
-    (world.folder / "next.yaml").write_text(NEXT.replace("COMMIT", commit))
-    world.align("run", "next.yaml")
-    adapter = world.folder / "runs/next/more/adapter/adapter_config.json"
-    assert json.loads(adapter.read_text())["r"] == 4  # the one that was pushed, trained on
+    Path("next.yaml").write_text(NEXT.replace("COMMIT", commit))
+    model = dict(recipe.read("next.yaml", strict=True).stages["more"].stage)["model"]
+    assert model.spec()["base"]["revision"] == commit
+    network = models.load(model, train=True)
+    trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
+    assert trained and all(".lora_" in name for name in trained)  # the one that was pushed goes on
+    _, adapted = logits(world, tiny_model)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(INPUTS).logits[0], adapted)
 
 
 def test_no_token_is_in_any_file_output_or_command_line(world: World) -> None:
