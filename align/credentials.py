@@ -55,7 +55,7 @@ _TOKEN = re.compile(
     + r")(?![A-Za-z0-9_])"
 )
 _PRIVATE_KEY, _USERINFO = re.compile(PRIVATE_KEY), re.compile(USERINFO)
-_SECRET_NAME = re.compile(r"(?i)(token|key|secret|passw(or)?d|passphrase|credential)s?(_|$)")
+_SECRET_NAME = re.compile(r"(?i)(token|keys?|secrets?|passw(or)?ds?|passphrase|credentials?)(_|$)")
 _QUERY = re.compile(r"(https?://[^\s?\"'<>]+)\?[^\s\"'<>]+")
 
 SHORTEST = 8

@@ -63,9 +63,10 @@ def test_the_environments_secrets_are_found_as_they_are_and_in_base64(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "canary/of+letters")
     monkeypatch.setenv("KEYBOARD_LAYOUT", "qwertz-de")
+    monkeypatch.setenv("MAX_TOKENS", "16777216")
     monkeypatch.setenv("KEY_FILE", "/etc/key.pem")
     packed = base64.b64encode(b"x" * before + b"canary/of+letters" + b"yz").decode()
-    (tmp_path / "a.txt").write_text("canary/of+letters qwertz-de /etc/key.pem")
+    (tmp_path / "a.txt").write_text("canary/of+letters qwertz-de /etc/key.pem 16777216")
     (tmp_path / "b.txt").write_text(f"Authorization: Basic {packed}")
     remedy = "Remove it, and revoke it if it was shared."
     assert secrets.find(tmp_path) == [
