@@ -553,5 +553,5 @@ def test_progress_says_how_much_time_is_left_from_the_rate_since_it_began(
     now += 10
     stage.progress(0, 100, "steps")  # another kind of work has another rate
     now += 10
-    stage.progress(20, 100, "steps")
-    assert shown() == "20/100 steps, 40 s left"
+    stage.progress(40, 100, "steps")
+    assert shown() == "40/100 steps, 15 s left"
