@@ -224,6 +224,19 @@ def test_pairs_are_shown_with_the_masks_of_both_losses(view: Lines) -> None:
     assert "  ! It is left out: 24 tokens, and 21 fit." in view("late")
 
 
+def test_before_a_tokenizer_is_made_it_is_said_what_makes_it(view: Lines) -> None:
+    Path("t.jsonl").write_text('{"text": "Red"}\n')
+    Path("d.jsonl").write_text(json.dumps({"messages": DIALOG}) + "\n")
+    Path("r.yaml").write_text(
+        "stages:\n  pre: {use: pretrain, config: {model_type: llama}, data: t.jsonl}\n"
+        "  sft: {model: pre, data: d.jsonl}\n  late: {use: sft, model: sft, data: d.jsonl}\n"
+    )
+    assert view("late", code=1) == [
+        "What late reads is not known before pre is made, which makes the tokenizer. Make it: "
+        "align run RECIPE pre"
+    ]
+
+
 def test_of_a_stage_that_removes_rows_both_kinds_are_shown(view: Lines) -> None:
     path = made("reject", [{"id": f"{i}", "messages": DIALOG} for i in range(9)])
     said = [["user", "What is 6 x 7?"], ["assistant", "42"]]

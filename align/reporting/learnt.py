@@ -110,13 +110,14 @@ def _ready(model: Model, name: str) -> Model:
         StageFailed: none of them is made yet.
     """
     found: Any = model
-    while isinstance(found, Model) and isinstance(found.stage, Stage) and not found.path.is_dir():
-        settings = dict(found.stage)
+    while isinstance(found.stage, Stage) and not found.path.is_dir():
+        first, settings = found.name, dict(found.stage)
         found = settings.get("model") or next(iter(settings.get("models", ())), None)
-    if found is None:
-        raise StageFailed(
-            f"{name} reads its data with a tokenizer that is not made yet. Make {model.name} first."
-        )
+        if found is None:
+            raise StageFailed(
+                f"What {name} reads is not known before {first} is made, which makes the "
+                f"tokenizer. Make it: align run RECIPE {first}"
+            )
     assert isinstance(found, Model)
     return found
 

@@ -65,6 +65,8 @@ def _forms(plan: Plan) -> Iterator[str]:
             value = getattr(planned.stage, key)
             several = Annotation.of(field.annotation, field.metadata)
             wanted = Annotation.of(several.items).artifacts if several.items else several.artifacts
+            if (made := type(planned.artifact)) in wanted:  # of several types the one it makes
+                wanted = (made,)
             for source in value if isinstance(value, list) else [value]:
                 if isinstance(source, Source) and (words := outside.form_of(source, wanted)):
                     yield f"{name}.{key}, {source.path}: {words}"
