@@ -1,6 +1,6 @@
 """A chain to push, for tests: sft and dpo on a base of the hub's cache, and an evaluation.
 
-Beside it an adapter on a base that is on this machine alone, and a reward model.
+Beside it an adapter on a base that is on this machine alone, both as one, and a reward model.
 """
 
 import json
@@ -24,6 +24,7 @@ stages:
   reward:
     {use: reward_model, model: base, data: pairs.jsonl, lora: {r: 4}, holdout: 0.5, gate: null}
   aside: {use: sft, model: {path: local}, data: talks.jsonl, trainer: {max_steps: 1}}
+  folded: {use: merge, model: aside}
   sft:
     model: base
     data: "${env:TALKS}"   # it is on this machine

@@ -1,6 +1,7 @@
 """Parts of a model card: texts without this machine, the hub's results, how a model is loaded."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from huggingface_hub import parse_eval_result_entries
 
 from align.artifacts import Model
 from align.errors import RecipeError
-from align.publishing import licences, markdown, plain, results, usage
+from align.publishing import evidence, licences, markdown, plain, results, usage
 from align.publishing.card import Subject
 from align.publishing.lineage import Lineage
 from align.publishing.places import Place
@@ -114,6 +115,19 @@ def test_scores_of_the_models_before_stand_beside(tmp_path: Path) -> None:
     assert {one["model"] for one in report["scores"]} == {"mine", "sft"}
     folded = results.measured(tmp_path / "merge-1", "whole", tmp_path, merged=tmp_path / "dpo-1")
     assert {one["model"] for one in folded["scores"]} == {"whole"}, "what was folded in counts"
+
+
+def test_limits_say_what_the_numbers_do_not(tmp_path: Path) -> None:
+    stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, GSM8K)
+    seen = {"task": "gsm8k", "items": 100, "exact": 7, "partial": 5, "found": True}
+    report = results.measured(tmp_path / "dpo-1", "mine", tmp_path) | {"overlap": [seen]}
+    about = replace(subject(tmp_path), measured=report, merged=True)
+    said = evidence.limits(about)
+    assert "Measured was: gsm8k." in said and "No control of it was evaluated" in said
+    assert "12 of 100 items of gsm8k stand in the training data, 7 of them word for word" in said
+    assert "before it was folded in" in said and "not known here" in said
+    assert "before it was folded in" not in evidence.limits(replace(about, merged=False))
+    assert "Nothing was measured" in evidence.limits(subject(tmp_path))
 
 
 # -- how it is loaded -----------------------------------------------------------------------------

@@ -216,13 +216,25 @@ def test_a_model_that_failed_a_gate_is_pushed_only_when_told(push: Push) -> None
     assert code == 2 and "dpo: It failed a gate. echo has of dpo minus that of sft" in wrong
     assert push("runs/chain/dpo", "me/mine", "--even-failed")[0] == 0
     first = card("dpo").partition("# mine")[2].strip().splitlines()[0]
-    assert first.startswith("> **It failed a gate\\. ") or first.startswith("> **It failed a gate.")
+    assert first.startswith("> **It failed a gate. echo has of dpo minus that of sft is 0.000")
+
+
+def test_what_is_said_of_an_adapter_is_said_of_the_model_it_was_folded_into(push: Push) -> None:
+    assert push("runs/chain/folded", "me/mine")[0] == 0
+    assert "made from a model that is not on the hub" in card("folded")
+    verdicts = Path("runs/.verdicts")
+    said = read(verdicts / f"{Path('runs/chain/dpo').resolve().name}.json")
+    said["verdicts"][0]["gates"][0]["verdict"] = "failed"
+    file = verdicts / f"{Path('runs/chain/aside').resolve().name}.json"
+    file.write_text(json.dumps(said))
+    code, _, wrong = push("runs/chain/folded", "me/mine")
+    assert code == 2 and "folded: It failed a gate." in wrong
 
 
 @pytest.mark.parametrize(
     ("words", "fact"),
     [
-        (["runs/chain/evaluate", "me/mine"], "evaluate"),
+        (["runs/chain/evaluate", "me/mine"], "holds no config.json, so it is no model"),
         (["nowhere", "me/mine"], "neither a directory nor a hub id"),
         (["runs/chain/dpo", "me/a b"], "A repository is OWNER/NAME"),
         (["runs/chain/dpo", "me/mine", "--with-base", "me/mine"], "a repository of its own"),

@@ -123,12 +123,14 @@ def _limits(about: Subject) -> Iterator[str]:
                 "No control of it was evaluated: some of what it gained on the step before may "
                 "come of more training alone."
             )
+        if about.merged or any(step.kind == "merge" for step in about.lineage.line):
+            yield (
+                "What was measured may be the adapter on its base, before it was folded in: both "
+                "were compared, and differ by rounding."
+            )
     else:
         yield "Nothing was measured, safety included."
     yield from _overlap(report)
-    cut = [task for task in report["tasks"] if task["settings"].get("rows")]
-    if cut:
-        yield f"Only a part of the items was asked: {', '.join(plain(t['task']) for t in cut)}."
     if about.lineage.gone:
         keys = ", ".join(map(code, about.lineage.gone))
         yield f"Parts of its history are no longer in the store it was pushed from: {keys}."
