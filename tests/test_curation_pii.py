@@ -195,6 +195,13 @@ def test_a_row_without_any_is_the_same_object() -> None:
     assert Pii().change(row)[0] is row
 
 
+def test_what_is_called_a_number_is_one_beside_others_that_look_like_it() -> None:
+    text = "Call 212-664-7665, or my mobile: 6647665. Model 6647665, cell (whatsapp) is 555 0199 12"
+    assert scrubbed(text)[0] == (
+        "Call <PHONE_1>, or my mobile: <PHONE_2>. Model 6647665, cell (whatsapp) is <PHONE_3>"
+    )
+
+
 def test_only_the_kinds_that_are_asked_for_are_looked_for() -> None:
     text = "a@mail.org, +49 30 901820"
     assert scrubbed(text, ["phone"])[0] == "a@mail.org, <PHONE_1>"

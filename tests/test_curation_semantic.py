@@ -198,18 +198,18 @@ def test_an_adapter_changes_what_a_row_means(tiny_model: Path, tmp_path: Path) -
 
 @needs_data
 def test_a_real_model_finds_stories_told_again_with_other_names(tmp_path: Path) -> None:
-    """Two stories of those have a cosine of 0.94 in the middle and 0.988 at most, to this model."""
+    """Two stories of those have a cosine of 0.94 in the middle and 0.985 at most, to this model."""
     assert DATA is not None
     lines = (Path(DATA) / "tinystories" / "valid.jsonl").read_text(encoding="utf-8").splitlines()
-    stories = [json.loads(line)["text"] for line in lines[:40]]
+    stories = [json.loads(line)["text"] for line in lines[:20]]
     rows = [document(story, str(i)) for i, story in enumerate(stories)]
     swaps = [("Lily", "Anna"), ("Tim", "Sam"), (" big ", " large "), ("mom", "mum")]
-    for i, story in enumerate(stories[:20]):
+    for i, story in enumerate(stories[:10]):
         for old, new in swaps:
             story = story.replace(old, new)
         rows.append(document(story, f"{i} again"))
     rule = Semantic(model=model(Path(DATA) / "stories260k"), similarity=0.99)
     found = sifted(rule, rows, tmp_path)
     pairs = {frozenset((row["id"], why.facts["like"])) for row, why in found if why}
-    told = {i: frozenset((str(i), f"{i} again")) for i in range(20)}
-    assert pairs == {pair for i, pair in told.items() if i not in (2, 12)}  # 17 and 12 words differ
+    told = {i: frozenset((str(i), f"{i} again")) for i in range(10)}
+    assert pairs == {pair for i, pair in told.items() if i != 2}  # there 17 words differ

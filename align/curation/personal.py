@@ -32,8 +32,8 @@ _EMAIL = re.compile(
     re.IGNORECASE,
 )
 _RESERVED = re.compile(
-    r"(?:.*\.)?(?:example\.(?:com|net|org)|(?:.*\.)?(?:example|invalid|localhost|test))"
-    r"|.*\.(?:png|jpe?g|gif|svg|webp|css|js|py)"  # icon@2x.png
+    r"(?:.*\.)?(?:example(?:\.(?:com|net|org))?|invalid|localhost|test)"
+    r"|.*\.(?:png|jpe?g|gif|svg|webp|css|js)"  # icon@2x.png
 )
 """Domains that belong to nobody (RFC 2606), and names of files."""
 
@@ -70,7 +70,7 @@ _CALLED = re.compile(
 _TOLL_FREE = re.compile(r"1?(?:8(?:00|33|44|55|66|77|88)|900)\d{7}")
 """Hotlines and the like: nobody's own, and an answer may be of no use without it."""
 
-
+_AMOUNT = re.compile(r"\+\d{1,3}(?:[ .]\d{3})*[ .]000")
 _DENSE = re.compile(r"[0-9](?:[ ()./-]{0,3}[0-9]){6}")
 """Seven digits in a row. It begins with a set of characters: `re` looks for those fast."""
 
@@ -82,14 +82,12 @@ def phones(text: str, known: int) -> Iterator[Found]:
     """
     if known < 7 or not _DENSE.search(text):
         return
-    found = {match.span(): match[0] for match in _PHONE.finditer(text)}
-    if not found.keys() or "fax" in (low := text.lower()) or "phone" in low:
-        found |= {match.span(1): match[1] for match in _CALLED.finditer(text)}
+    spans = [match.span() for match in _PHONE.finditer(text)]
+    spans += [match.span(1) for match in _CALLED.finditer(text)]
     end = 0
-    for (start, stop), spelled in sorted(found.items()):
-        number = digits(spelled)
-        round_ = spelled.startswith("+") and re.fullmatch(r"\+\d+(?:[ .]\d{3})*[ .]000", spelled)
-        if start >= end and 7 <= len(number) <= 15 and not round_:
+    for start, stop in sorted(spans):
+        number = digits(text[start:stop])
+        if start >= end and 7 <= len(number) <= 15 and not _AMOUNT.fullmatch(text, start, stop):
             if not _TOLL_FREE.fullmatch(number):
                 yield start, stop, number
             end = stop
