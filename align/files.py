@@ -83,6 +83,8 @@ def _file(path: Path, broken: Broken | None) -> Iterator[Row]:
     try:
         yield from _parquet(path) if suffix == ".parquet" else _text(path, suffix, broken)
     except (OSError, EOFError, ValueError, csv.Error, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise StageFailed(f"{path} cannot be read: {error.strerror}.") from None
         fact = str(error).split("\n")[0].rstrip(".")
         raise StageFailed(
             f"{path} cannot be read: {fact}. It is cut short or damaged; fetch or write it anew."

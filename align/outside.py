@@ -87,9 +87,10 @@ def form_of(source: Source, wanted: Sequence[type[Artifact]]) -> str | None:
     file = Path(source.path or "")
     suffix = files.format_of(file)
     light = suffix in (".jsonl", ".ndjson", ".csv", ".tsv") and file.suffix != ".zst"
-    if len(kinds) != 1 or not light or not file.is_file() or "[" in source.split:
+    if len(kinds) != 1 or not light or not file.is_file():
         return None
-    return forms.recognise(next(raw.rows(source)), kinds[0], str(file), source.format).words
+    whole = source.model_copy(update={"split": source.split.partition("[")[0]})
+    return forms.recognise(next(raw.rows(whole)), kinds[0], str(file), source.format).words
 
 
 def _stage(

@@ -18,6 +18,9 @@ from align.data import Source
 from align.errors import StageFailed
 from align.order import Order
 from align.out import Out
+from align.settings import Stage
+from align.stages.dpo import Dpo
+from align.stages.reward_model import TrainRewardModel
 from align.stages.sft import Sft
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "north", "south"]
@@ -456,6 +459,20 @@ def test_with_eval_data_the_best_checkpoint_becomes_the_model(stage: Sft, tmp_pa
             total += float(network(input_ids=ids, labels=labels).loss) * n
             count += n
     assert total / count == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", [Sft, Dpo, TrainRewardModel])
+def test_held_out_prompts_that_are_trained_on_are_refused_before_anything_is_loaded(
+    kind: type[Stage], tmp_path: Path, write_rows: Callable[[str, list[dict[str, Any]]], Path]
+) -> None:
+    pairs = [{"prompt": f"Say {n}", "chosen": "yes", "rejected": "no"} for n in range(9)]
+    asked = [{"prompt": f"say  {n}", "chosen": "ja", "rejected": "nein"} for n in (7, 8, 9, 10)]
+    data = Source(path=str(write_rows("data.jsonl", pairs)))
+    held = Source(path=str(write_rows("held.jsonl", asked)))
+    nowhere = Model(tmp_path, spec={"base": {"path": "/nowhere"}, "quantization": None})
+    message = r'2 prompts of eval_data are in data too, in 2 of its rows, .*"Say 7".*without: \['
+    with pytest.raises(StageFailed, match=message):
+        kind(model=nowhere, data=[data], eval_data=[held]).run(new(tmp_path / "a"))
 
 
 def test_a_killed_stage_stops_as_early_as_an_uninterrupted_one(
