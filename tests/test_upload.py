@@ -237,7 +237,7 @@ def test_a_server_that_names_a_time_is_given_it(hub: Hub, folder: Path) -> None:
 def test_an_answer_that_never_comes_is_not_waited_for(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload, "SILENCE", 0.2)
+    monkeypatch.setattr(upload, "SILENCE", 0.5)
     hub.create("models/me/tiny")
     hub.faults = {1: "stall"}
     push(folder)
@@ -314,6 +314,17 @@ def test_a_token_that_may_not_write_there_is_refused(
     )
     monkeypatch.setenv("HF_TOKEN", READ)
     assert refusal() == f"me/tiny: The token of me may only read. {settings}"
+
+
+def test_a_hub_that_cannot_be_asked_who_may_write_is_pushed_to(hub: Hub) -> None:
+    def unknown(asked: Asked) -> None:
+        if "/auth-check" in asked.path:
+            raise Refused(404, "There is no such page")
+
+    hub.create("models/other/tiny", private=False)
+    hub.before = unknown
+    quiet = {"private": False, "pull_request": False}
+    assert upload.check("other/tiny", **quiet) == upload.Access("me", True, False)
 
 
 def test_a_public_model_does_not_take_a_private_push(hub: Hub) -> None:

@@ -107,6 +107,9 @@ def _existing(
         try:
             api.auth_check(repo, write=True)
         except HfHubHTTPError as error:
+            missing = isinstance(error, RepositoryNotFoundError)
+            if error.response.status_code == 404 and not missing:
+                return Access(user, True, bool(info.private))  # a hub that cannot be asked this
             if error.response.status_code not in (401, 403, 404):
                 raise
             fact = f"{user} may not write to this model."
