@@ -10,8 +10,9 @@ a copy, one in a hundred a near copy, one in two hundred a question, and one in 
 address in it. datatrove is its own blocks (FineWeb's 14 bands of 8, runs of 8 words), with the
 words of a regular expression instead of spaCy's, which are slower; datasketch is what one writes by
 hand around `MinHashLSH`, with numpy as it comes. All sides run in turn, each in processes of its
-own; what is timed begins after the imports. A side that is not installed is left out. Prints the
-table of RESULTS.md: medians, and the medians of the ratios round by round.
+own; what is timed begins after the imports, and CPU seconds are those of all its processes. A side
+that is not installed is left out. Prints the table of RESULTS.md: medians, and the medians of the
+ratios round by round.
 
 `memory`: peaks of the stage's process with 10,000 and with 1,000,000 rows of 12 words.
 """
@@ -20,6 +21,7 @@ import argparse
 import importlib.util
 import json
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -68,13 +70,15 @@ def speed(count: int, rounds: int) -> None:
         "| side | rows/s | ratio | exact | near | questions | kept |\n|---|---|---|---|---|---|---|"
     )
     for side, each in found.items():
-        ours = [one["seconds"] for one in found["align"]]
-        theirs = [one["seconds"] for one in each]
-        ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-        last = each[-1]
-        numbers = (last[name] for name in ("exact", "near", "questions", "kept"))
-        rate = count / statistics.median(theirs)
-        print(f"| {side} | {rate:,.0f} | {ratio:.1f} | {' | '.join(f'{n:,}' for n in numbers)} |")
+        wall, cpu = (_ratio(found["align"], each, name) for name in ("seconds", "cpu"))
+        rate = count / statistics.median(one["seconds"] for one in each)
+        spent = statistics.median(one["cpu"] for one in each)
+        numbers = " | ".join(f"{each[-1][n]:,}" for n in ("exact", "near", "questions", "kept"))
+        print(f"| {side} | {rate:,.0f} | {wall:.1f} | {spent:.1f} | {cpu:.1f} | {numbers} |")
+
+
+def _ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], name: str) -> float:
+    return statistics.median(b[name] / a[name] for a, b in zip(ours, theirs, strict=True))
 
 
 def one(side: str, folder: Path) -> dict[str, Any]:
@@ -123,6 +127,25 @@ def write(folder: Path, count: int) -> None:
                 file.write(json.dumps({"id": str(i), "text": rows[i]}) + "\n")
 
 
+class Clock:
+    """Seconds from now on, on the wall and of this process and those it has waited for."""
+
+    def __init__(self) -> None:
+        self.begun = self._now()
+
+    def taken(self) -> dict[str, float]:
+        """Both."""
+        now = self._now()
+        return {name: now[name] - self.begun[name] for name in now}
+
+    def _now(self) -> dict[str, float]:
+        used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return {
+            "seconds": time.monotonic(),
+            "cpu": sum(one.ru_utime + one.ru_stime for one in used),
+        }
+
+
 # -- sides ---------------------------------------------------------------------------------------
 
 
@@ -131,6 +154,7 @@ def align(folder: Path) -> dict[str, Any]:
     import os
 
     os.environ["OMP_NUM_THREADS"] = str(CORES)
+    from align.curation import contamination, flow, looking, sifting  # noqa: F401
     from align.curation.near import Near
     from align.curation.pii import Pii
     from align.data import Source
@@ -149,7 +173,7 @@ def align(folder: Path) -> dict[str, Any]:
 
     files = sorted((folder / "rows").glob("*.jsonl"))
     with tempfile.TemporaryDirectory() as made:
-        begun = time.monotonic()
+        clock = Clock()
         out = Out(Path(made), Path(made))
         Curate(
             data=[Source(path=str(file)) for file in files],
@@ -158,10 +182,10 @@ def align(folder: Path) -> dict[str, Any]:
             pii=Pii(),
             decontaminate=[Questions()],
         ).run(out)
-        seconds = time.monotonic() - begun
+        taken = clock.taken()
     n = {name: count["n"] for name, count in out.counts.items()}
     return {
-        "seconds": seconds,
+        **taken,
         "exact": n.get("dropped.exact", 0),
         "near": n.get("dropped.near", 0),
         "questions": n.get("dropped.contamination", 0),
@@ -220,7 +244,7 @@ def datatrove(folder: Path) -> dict[str, Any]:
         def writer(name: str) -> Any:
             return JsonlWriter(at(name), compression=None)
 
-        begun = time.monotonic()
+        clock = Clock()
         decontaminate = NGramsDecontConfig(n_grams=RUN)
         index = Path(at("index"))
         index.mkdir()
@@ -256,13 +280,13 @@ def datatrove(folder: Path) -> dict[str, Any]:
         run([MinhashDedupCluster(at("buckets"), at("remove"), near)], 1)
         filter_near = MinhashDedupFilter(at("remove"), writer("near-gone"))
         run([JsonlReader(at("once")), filter_near, writer("kept")])
-        seconds = time.monotonic() - begun
+        taken = clock.taken()
 
         def lines(name: str) -> int:
             return sum(1 for file in Path(at(name)).rglob("*.jsonl") for _ in file.open())
 
         return {
-            "seconds": seconds,
+            **taken,
             "exact": lines("exact-gone"),
             "near": lines("near-gone"),
             "questions": lines("questions"),
@@ -277,7 +301,7 @@ def datasketch(folder: Path) -> dict[str, Any]:
 
     from datasketch import MinHash, MinHashLSH
 
-    begun = time.monotonic()
+    clock = Clock()
     asked = {
         gram
         for question in json.loads((folder / "questions.json").read_text())
@@ -316,7 +340,9 @@ def datasketch(folder: Path) -> dict[str, Any]:
                 _sketches.append(sketch)
                 n["kept"] += 1
                 kept.write(line + "\n")
-    return {"seconds": time.monotonic() - begun, **n}
+        pool.close()
+        pool.join()
+    return {**clock.taken(), **n}
 
 
 _looked: Callable[[str], tuple[Any, ...]]

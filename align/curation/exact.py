@@ -29,9 +29,11 @@ def content(row: Row) -> int:
     return number(dumps(rewritten(says, _normal)))
 
 
-def holds(row: Row) -> int:
-    """64 bits of all columns, but for the names that a row has for itself and for its source."""
-    return number(dumps({key: value for key, value in row.items() if key not in NAMES}))
+def holds(row: Row) -> tuple[int, str]:
+    """64 bits of all its columns but the names of itself and its source; and all as JSON."""
+    columns = dumps({key: value for key, value in row.items() if key not in NAMES})
+    names = dumps({key: row[key] for key in NAMES if key in row})
+    return number(columns), f"{names[:-1]}, {columns[1:]}"
 
 
 def score(row: Row) -> float:

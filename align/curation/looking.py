@@ -66,9 +66,10 @@ class Looker:
         rows = [self._changed(row, out) for row in rows]
         read = self.read(rows)
         why = [a or b for a, b in zip(first, self.judge(rows, read, out), strict=True)]
+        held = [holds(row) for row in rows]
         lines = [
-            encoded(row if one is None else removed(row, one))
-            for row, one in zip(rows, why, strict=True)
+            encode(line) if one is None else encoded(removed(row, one))
+            for row, (_, line), one in zip(rows, held, why, strict=True)
         ]
         columns: dict[str, NDArray[Any]] = {
             "source": np.array(sources, np.uint16),
@@ -77,7 +78,7 @@ class Looker:
             "words": read.count(read.said).astype(np.uint32),
             "content": np.array([content(row) for row in rows], np.uint64),
             "score": np.array([score(row) for row in rows]),
-            "holds": np.array([holds(row) for row in rows], np.uint64),
+            "holds": np.array([columns for columns, _ in held], np.uint64),
             "id": np.array([number(row["id"]) for row in rows], np.uint64),
         }
         at = {ROWS: self._write(ROWS, b"".join(lines))}
@@ -170,11 +171,16 @@ def removed(row: Row, why: Why) -> Row:
 
 
 def encoded(row: Row) -> bytes:
-    """A row as a line; halves of characters, which UTF-8 has no bytes for, are escapes in it."""
+    """A row as a line."""
+    return encode(dumps(row))
+
+
+def encode(line: str) -> bytes:
+    """JSON as a line; halves of characters, which UTF-8 has no bytes for, are escapes in it."""
     try:
-        return dumps(row).encode() + b"\n"
+        return line.encode() + b"\n"
     except UnicodeEncodeError:
-        return json.dumps(row).encode() + b"\n"
+        return json.dumps(json.loads(line)).encode() + b"\n"
 
 
 def _asked(row: Row) -> Row:
