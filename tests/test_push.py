@@ -187,7 +187,9 @@ def test_a_base_that_was_pushed_is_named_from_then_on(
     assert set(hub.files("me/mine")) == FILES and not folder("aside").exists()
 
     titles = hub.commits("me/mine"), hub.commits("me/base")
-    assert main(["push", "runs/chain/aside", "me/mine", "--with-base", "me/base"]) == 0
+    assert "me/base, is private" in hub.files("me/mine")["README.md"].decode()
+    for more in (["--with-base", "me/base"], []):
+        assert main(["push", "runs/chain/aside", "me/mine", *more]) == 0
     assert (hub.commits("me/mine"), hub.commits("me/base")) == titles, "once more changes nothing"
 
     assert main(["push", "runs/chain/aside", "me/again", "--dry-run"]) == 0

@@ -177,7 +177,9 @@ def _with_base(parcel: Parcel, base: Base, wish: Wish, problems: list[Problem]) 
     home = under.path.parent if is_made(under) else parcel.runs
     judged = _judged(under, home, wish, problems)
     first = Parcel(under, wish.with_base, home, None, False, judged)
-    return [first, replace(parcel, base=Place(wish.with_base, None))]
+    private = () if wish.public else (licences.PRIVATE.format(wish.with_base),)
+    notes = (*parcel.notes, *private)
+    return [first, replace(parcel, base=Place(wish.with_base, None), notes=notes)]
 
 
 def _base(path: Path) -> Model:

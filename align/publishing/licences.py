@@ -6,6 +6,8 @@ from align import hub
 from align.errors import Problem, RecipeError
 from align.publishing.places import Place
 
+PRIVATE = "The base, {}, is private: only who may see it can load this adapter."
+
 
 def of(base: Place) -> str | None:
     """The licence that the base's card in the hub's cache states."""
@@ -38,7 +40,7 @@ def access(base: Place) -> str | None:
         message = f"Nobody could load the adapter: of its base, {fact}. {remedy}"
         raise RecipeError([Problem(base.repo, "", message)]) from None
     if info.private:
-        return f"The base, {base.repo}, is private: only who may see it can load this adapter."
+        return PRIVATE.format(base.repo)
     if info.gated:
         return f"The base, {base.repo}, is gated: who loads this adapter has to be let in there."
     return None
