@@ -113,14 +113,16 @@ def encode_one(tokenizer: Any, messages: Dialog, tools: Any = None) -> Encoded:
 
 
 def answer(
-    tokenizer: Any, prompt: Dialog, answer: Dialog, tools: Any = None
+    tokenizer: Any, prompt: Dialog, answer: Dialog, tools: Any = None, *, whole: bool = True
 ) -> tuple[list[int], Encoded]:
     """A prompt's token ids, and what follows it: the ids and kinds of the answer.
 
-    Turns of the assistant in the prompt are part of the prompt.
+    Turns of the assistant in the prompt are part of the prompt. What is only read, not learnt, need
+    not be `whole`: the template may leave out what was thought.
     """
     dialog = [*prompt, *answer]
-    encoded = _encode(tokenizer, *_spans(tokenizer, dialog, tools, first=len(prompt)))
+    spans = _spans(tokenizer, dialog, tools, first=len(prompt), whole=whole)
+    encoded = _encode(tokenizer, *spans)
     cut = encoded.start
     return encoded.ids[:cut], Encoded(encoded.ids[cut:], encoded.kinds[cut:])
 
@@ -175,41 +177,43 @@ class _Turns:
     """The special tokens right after it."""
 
 
-def _spans(tokenizer: Any, messages: Dialog, tools: Any, first: int = 0) -> tuple[str, list[Turn]]:
+def _spans(
+    tokenizer: Any, messages: Dialog, tools: Any, first: int = 0, whole: bool = True
+) -> tuple[str, list[Turn]]:
     """The whole text, and the turns in it that are learnt, from message `first` on."""
     known = _known(tokenizer, tools)
     end = known.end
-    whole = render(tokenizer, messages, tools=tools)
+    text = render(tokenizer, messages, tools=tools)
     turns = []
     for i, message in enumerate(messages):
         if i < first or not learnt(message):
             continue
         before = render(tokenizer, messages[:i], prompt=True, tools=tools)
         is_last = i + 1 == len(messages)
-        after = whole if is_last else render(tokenizer, messages[: i + 1], tools=tools)
+        after = text if is_last else render(tokenizer, messages[: i + 1], tools=tools)
         if not after.startswith(before):
             raise _refused(tokenizer, "its generation prompt is not how an answer begins")
         final = after.rfind(end, len(before))
         if final < 0:
             raise _refused(tokenizer, f'"{end}" does not end every turn of the assistant')
-        if missing := _missing(known, message, after[len(before) : final]):
+        if missing := _missing(known, message, after[len(before) : final], whole):
             raise _refused(tokenizer, f"it does not write {missing}")
         stop = final + len(end)
-        if not whole.startswith(after[:stop]):
-            ends = whole.startswith(after[:final])
+        if not text.startswith(after[:stop]):
+            ends = text.startswith(after[:final])
             why = f"{end!r} does not end an answer that is not the last"
             anew = f"it writes turn {i + 1} anew when the dialog goes on"
             raise _refused(tokenizer, why if ends else anew, "Or give every answer its own row.")
         turns.append((len(before), final, stop))
-    return whole, turns
+    return text, turns
 
 
-def _missing(known: _Turns, message: Message, written: str) -> str | None:
+def _missing(known: _Turns, message: Message, written: str, whole: bool = True) -> str | None:
     """What of a turn is not as the message has it in what a template writes; None: all of it is.
 
     Its content must be there, all of it and nothing else. Spaces may come and go, and the tags
-    around what was thought. A turn with more keys (thoughts) must end with its content, and one
-    with calls must have their names.
+    around what was thought. A turn with more keys (thoughts) must end with its content, one that
+    need not be `whole` must end as it does, and one with calls must have their names.
     """
     for call in message.get("tool_calls") or ():
         if str(call.get("function", call)["name"]) not in written:
@@ -220,6 +224,8 @@ def _missing(known: _Turns, message: Message, written: str) -> str | None:
     said, meant = _bare(written), _bare(content)
     more = set(message) - {"role", "content", "weight"}
     if said in (meant, _bare(known.head) + meant) or (more and said.endswith(meant)):
+        return None
+    if not whole and said and meant.endswith(said[-20:]):
         return None
     return "what the assistant says as it is"
 

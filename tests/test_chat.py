@@ -135,6 +135,18 @@ def test_a_template_that_cannot_be_proven_is_refused_by_name(
     assert "chat_template" in str(error.value)
 
 
+def test_what_is_only_read_may_come_without_its_thought(tokenizer: Any) -> None:
+    """A reward model's template may leave thoughts out; nobody learns from such an answer."""
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "m['content']", "m['content'].split('</think>')[-1]"
+    )
+    thought = [{"role": "assistant", "content": "<think>Hm.</think>It is 4."}]
+    with pytest.raises(chat.Refused, match="does not write what the assistant says as it is"):
+        chat.answer(tokenizer, [ASK], thought)
+    prompt, read = chat.answer(tokenizer, [ASK], thought, whole=False)
+    assert said(tokenizer, read) == ["It is 4.<|end|>"]
+
+
 def test_a_missing_template_is_a_sentence(tokenizer: Any) -> None:
     tokenizer.chat_template = None
     with pytest.raises(StageFailed, match="has no chat template. Name one: base: "):

@@ -90,7 +90,7 @@ def dialogs(
     limit = getattr(network.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     rows, starts = [], []
     for prompt, answer, tool in zip(prompts, answers, tools, strict=True):
-        ids, encoded = chat.answer(tokenizer, prompt, answer, tool)
+        ids, encoded = chat.answer(tokenizer, prompt, answer, tool, whole=False)
         rows.append(ids + encoded.ids)
         starts.append(len(ids))
     fits = [i for i, row in enumerate(rows) if len(row) <= limit]
