@@ -13,6 +13,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,25 +71,23 @@ class Sieve:
         self._table, self._looker, self._out = table, looker, out
         self._stay, gone = self._parts()
         self._gone = [gone]
-        for place, stays, line in table.lines():
-            (self._stay if stays else gone).add(place, line)
-        self._stay.close()
-        gone.close()
+        with closing(self._stay), closing(gone):
+            for place, stays, line in table.lines():
+                (self._stay if stays else gone).add(place, line)
 
     def sift(self, rule: Sifter) -> None:
         """Apply a rule to those that stay. Rows that say something else now are looked at again."""
         before, (self._stay, gone) = self._stay, self._parts()
         self._gone.append(gone)
         after = rule.sift(before.rows, self._out)
-        for place, row, (new, why) in zip(before.places, before.rows(), after, strict=True):
-            if why is None and said(new) != said(row):
-                why, self._table.words[place] = self._looker.again(new)
-            if why is None:
-                self._stay.add(place, encoded(new))
-            else:
-                gone.add(place, encoded(removed(row, why)))
-        self._stay.close()
-        gone.close()
+        with closing(self._stay), closing(gone):
+            for place, row, (new, why) in zip(before.places, before.rows(), after, strict=True):
+                if why is None and said(new) != said(row):
+                    why, self._table.words[place] = self._looker.again(new)
+                if why is None:
+                    self._stay.add(place, encoded(new))
+                else:
+                    gone.add(place, encoded(removed(row, why)))
         before.file.unlink()
 
     def finish(self, sources: Sequence[str]) -> dict[str, Any]:

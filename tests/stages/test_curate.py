@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -143,6 +144,40 @@ def test_rows_stay_in_their_order_in_many_lots(
     assert made.ids == sorted(made.ids, key=places.__getitem__) and len(gone) == 20
     removed = [row["id"] for row in made.removed]
     assert removed == sorted(removed, key=places.__getitem__)
+
+
+# -- words ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece", [3, 1 << 17])
+def test_words_are_those_of_a_regular_expression(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "PIECE", piece)
+    known = [
+        "Don't STOP, Çelik!",
+        "",
+        " \u0645\u0631\u062d\u0628\u0627 漢字 x_1 １２ ²",
+        "İΑΣ \ud800 e\u0301",
+        "...",
+        "stop",
+    ]
+    read = words.Texts(known)
+    each = [re.findall(r"\w+", text.lower()) for text in known]
+    flat = [word for found in each for word in found]
+    assert read.lengths.tolist() == [len(found) for found in each]
+    assert read.run(0, len(flat)).split(" ") == flat
+    numbers = dict(zip(flat, read.numbers.tolist(), strict=True))
+    assert len(set(numbers.values())) == len(numbers) == len(set(flat))
+    assert [numbers[word] for word in flat] == read.numbers.tolist()
+
+
+def test_runs_end_with_their_text_and_are_equal_where_their_words_are() -> None:
+    read = words.Texts(["a b c d", "x", "b c d", "", "c b d"])
+    found, places = words.runs(read.numbers, read.lengths, 3)
+    assert [read.run(place, 3) for place in places] == ["a b c", "b c d", "b c d", "c b d"]
+    assert found[1] == found[2] and len(set(found.tolist())) == 3
+    assert read.key(0) != read.key(2) and read.key(2) == words.Texts(["B, c; D"]).key(0)
 
 
 # -- exact ---------------------------------------------------------------------------------------
