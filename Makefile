@@ -9,7 +9,7 @@ OVERRIDES = $(addprefix --set ,$(SET))
 SPREAD = -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align plan sft dpo eval view test test-all lint check schema docs bench freeze clean
+.PHONY: help setup align plan sft dpo eval view push test test-all lint check schema docs bench freeze clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -43,6 +43,9 @@ eval: .venv/ready  ## run RECIPE up to the stage called evaluate, else every sta
 
 view: .venv/ready  ## look through what RECIPE has made, in the browser
 	$(ALIGN) view $(RECIPE) $(OVERRIDES)
+
+push: .venv/ready  ## push the model of STAGE (the last one by default) of RECIPE to REPO
+	$(ALIGN) push $(if $(STAGE),runs/$(notdir $(RECIPE))/$(STAGE),$(RECIPE)) $(REPO)
 
 test: .venv/ready  ## the tests (CPU, offline)
 	$(BIN)/python -m pytest $(SPREAD)
