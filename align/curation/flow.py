@@ -89,7 +89,7 @@ def _taken(lot: Lot, out: Out) -> Lot:
 
 
 class Table:
-    """What is known of every row, in the order of the rows: 40 bytes each, and 60 while comparing.
+    """What is known of every row, in the order of the rows: 40 bytes each, more while comparing.
 
     `gone` are the rows that are removed so far, `sources` the numbers of their sources, `words`
     what they say.

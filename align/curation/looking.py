@@ -78,7 +78,7 @@ class Looker:
             "words": read.count(read.said).astype(np.uint32),
             "content": np.array([content(row) for row in rows], np.uint64),
             "score": np.array([score(row) for row in rows]),
-            "holds": np.array([columns for columns, _ in held], np.uint64),
+            "holds": np.array([one for one, _ in held], np.uint64),
             "id": np.array([number(row["id"]) for row in rows], np.uint64),
         }
         at = {ROWS: self._write(ROWS, b"".join(lines))}
