@@ -18,6 +18,7 @@ LAYERS = (
     {"stages"},
     {"recipe"},
     {"runner", "worker"},
+    {"verbs"},
     {"cli"},
 )
 
