@@ -119,11 +119,23 @@ def test_the_examples_before_a_question_do_not_count(
 ) -> None:
     model = trained(tmp_path, Source(path=str(write_rows("data.jsonl", [{"text": LONG}]))))
     shots = [{"role": "user", "content": LONG}, {"role": "assistant", "content": "2,352"}]
-    dialog = {"id": "dialog", "prompt": [*shots, {"role": "user", "content": SHORT}]}
+    asked = [*shots, {"role": "user", "content": SHORT}]
+    dialog = {"id": "dialog", "prompt": asked, "question": SHORT}
     plain = {"id": "plain", "prompt": f"Q: {LONG}\nA: 2,352\nQ: {SHORT}\nA:", "question": SHORT}
     assert found([model], out, [dialog, plain])["partial"] == 0
     whole = {"id": "document", "prompt": "", "completion": LONG}
     assert found([model], out, [whole])["exact"] == 1
+
+
+def test_a_last_turn_that_many_people_say_is_no_question(
+    tmp_path: Path, write_rows: Write, out: Out
+) -> None:
+    said = [("user", "Can you name a river in Peru?"), ("assistant", "Shall I?"), ("user", "Sure")]
+    item = {"id": "a", "prompt": [{"role": role, "content": text} for role, text in said]}
+    for text, hits in (("Sure", 0), ("Can you name a river in Peru? Shall I? Sure", 1)):
+        folder = tmp_path / text[:4]
+        model = trained(folder, Source(path=str(write_rows("data.jsonl", [{"text": text}]))))
+        assert found([model], out, [item])["exact"] == hits, text
 
 
 def test_what_many_items_share_is_the_form_of_the_task_and_no_items_own(

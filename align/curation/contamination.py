@@ -7,8 +7,9 @@
   for as it is only: one run is more than half of it.
 
 Words are letters and digits, small. The question is the item's `question`, else the last message of
-its prompt. Runs that stand in many items are the task's form (instructions, examples before the
-question, templates), and no item's own: "I want to know: what is the colour of" is no leak.
+its prompt with those before it until there are 8 words. Runs that stand in many items are the
+task's form (instructions, examples before the question, templates), and no item's own: "I want to
+know: what is the colour of" is no leak.
 """
 
 from __future__ import annotations
@@ -56,10 +57,19 @@ class Hit:
 
 
 def question(item: Item) -> str:
-    """What an item asks, without the examples before it; of a document, its text."""
+    """What an item asks, without the examples before it; of a document, its text.
+
+    Of a dialog the last turn, and those before it until there is a run: many people say "Sure".
+    """
     asked = item.get("question") or item.get("prompt") or item.get("completion", "")
-    asked = asked[-1].get("content") or "" if isinstance(asked, list) else asked
-    return " ".join(texts(asked))
+    if not isinstance(asked, list):
+        return " ".join(texts(asked))
+    said: list[str] = []
+    for message in reversed(asked):
+        said = [*texts(message.get("content") or ""), *said]
+        if len(" ".join(said).split()) >= RUN:
+            break
+    return " ".join(said)
 
 
 def questions(tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
