@@ -126,6 +126,7 @@ class Curate(Stage):
         )
         rows = sources.rows(self.data, self.makes(), self.seed, out)
         with closing(flow.look(rows, looker, out)) as table:
+            out.progress(len(self.data), len(self.data), "sources", "comparing rows")
             if self.exact:
                 table.exact()
             if self.near is not None:
