@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import environment, serve
 
 SHORT = {
     "quickstart": (
@@ -38,6 +39,14 @@ SHORT = {
         "stages.evaluate.tasks.0.data.split=train[900:932]",
         "stages.evaluate.tasks.1.data.split=train[900:916]",
         "stages.evaluate.tasks.2.data.split=train[900:916]",
+    ),
+    "tiny-real/raw.yaml": (
+        "stages.talk.data.0.split=train[:30]",
+        "stages.talk.data.1.count=60",
+        "stages.people.data.0.split=train[:30]",
+        "stages.people.data.1.count=60",
+        "defaults.curate.length.answer_words.at_most=80",
+        "stages.evaluate.tasks.0.data.split=train[1900:1916]",
     ),
 }
 
@@ -92,3 +101,31 @@ def test_the_chain_runs_on_a_real_model_and_real_data(tmp_path: Path) -> None:
     assert {("reward", "preferences"), ("judge", "preferences")} <= measured
     adapterless = json.loads((tmp_path / "runs" / "tiny-real" / "dpo" / "model.json").read_text())
     assert adapterless["adapter"] is False
+
+
+@pytest.mark.skipif("ALIGN_DATA" not in os.environ, reason="ALIGN_DATA is not set: no real data")
+def test_raw_files_become_an_adapter_on_the_hub(tmp_path: Path) -> None:
+    done = run(tmp_path, "tiny-real/raw.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = report(tmp_path, "tiny-real-raw")
+    counts = {one["name"]: one["counts"] for one in found["stages"]}
+    assert counts["talk"]["dropped.length"]["n"] > 0 and counts["people"]["kept"]["n"] > 30
+    assert not [one for one in found["overlap"] if one["exact"] or one["partial"]]
+    (tmp_path / "hub").mkdir()
+    with serve(tmp_path / "hub") as hub:
+        words = ["push", "runs/tiny-real-raw/dpo", "me/kind", "--with-base", "me/stories"]
+        pushed = subprocess.run(
+            [sys.executable, "-m", "align.cli", *words],
+            cwd=tmp_path,
+            env=os.environ | environment(hub, tmp_path / "home"),
+            capture_output=True,
+            text=True,
+        )
+        assert pushed.returncode == 0, pushed.stdout + pushed.stderr
+        files = hub.files("me/kind")
+        base = hub.repositories["models/me/stories"].at("main")
+    config = json.loads(files["adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"]) == ("me/stories", base.sha)
+    card = files["README.md"].decode()
+    for fact in ("en_100_tree.jsonl", "harmless-base.test.jsonl.gz", "curate", "perplexity"):
+        assert fact in card, fact
