@@ -38,14 +38,14 @@ def find(path: str | Path) -> Path | None:
 
 
 def recipe(name: str | Path) -> Path:
-    """A recipe's YAML file, from its path, its folder or the name of a shipped one.
+    """A recipe's YAML file, from its path (without `.yaml`, too), its folder or a shipped name.
 
     Raises:
         RecipeError: there is none.
     """
     name = Path(os.path.expanduser(name))
     for folder in (Path(), Path("recipes"), SHELF / "recipes"):
-        for path in (folder / name, folder / name / "recipe.yaml"):
+        for path in (folder / name, folder / name / "recipe.yaml", folder / f"{name}.yaml"):
             if os.path.isfile(path):
                 return path
     shipped = ", ".join(recipes())

@@ -333,6 +333,8 @@ def test_a_recipe_is_found_by_file_folder_or_name(world: Path) -> None:
     Path("recipes/yours").mkdir(parents=True)
     Path("recipes/yours/recipe.yaml").write_text(CHAIN)
     assert recipe.read("yours").name == "yours"
+    Path("ours.yaml").write_text(CHAIN)
+    assert recipe.read("ours").name == recipe.read("ours.yaml").name == "ours"
     with pytest.raises(RecipeError, match="nowhere: There is no such recipe here. Shipped ones"):
         recipe.read("nowhere")
     with pytest.raises(RecipeError, match="my: This folder holds no recipe.yaml"):
