@@ -12,7 +12,7 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from operator import itemgetter
 from pathlib import Path
@@ -139,7 +139,12 @@ class Sieve:
 
 
 def say(metrics: dict[str, Any], rules: Sequence[str], out: Out) -> None:
-    """What each of these rules has removed, and what is left."""
+    """What was left out and what changed, what each of these rules has removed, what is left."""
+    reasons = {f"dropped.{REASONS.get(rule, rule)}" for rule in rules}
+    if unread := _counted(out, "dropped.", reasons):
+        out.say(f"Left out while reading: {unread}.")
+    if changed := _counted(out, "changed."):
+        out.say(f"Changed: {changed}.")
     for rule in rules:
         reason = REASONS.get(rule, rule)
         found = out.counts.get(f"dropped.{reason}", {"n": 0})
@@ -158,6 +163,13 @@ def say(metrics: dict[str, Any], rules: Sequence[str], out: Out) -> None:
 
 REASONS = {"decontaminate": "contamination"}
 """Of rules, where counts have another word than the key."""
+
+
+def _counted(out: Out, prefix: str, without: Collection[str] = ()) -> str:
+    """`email 3, phone 1`: the counts of that prefix, but for some."""
+    found = {name: count["n"] for name, count in sorted(out.counts.items())}
+    shown = [name for name in found if name.startswith(prefix) and name not in without]
+    return ", ".join(f"{name.removeprefix(prefix)} {found[name]:,}" for name in shown)
 
 
 def _summed(each: list[dict[str, int]]) -> dict[str, int]:

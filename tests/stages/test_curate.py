@@ -132,6 +132,15 @@ def test_what_is_removed_is_kept_with_its_reason_and_counted_by_source(
     assert "exact: 2 rows removed." in said and "Kept 3 of 5 rows, 6 of 9 words." in said
 
 
+def test_what_cannot_be_read_and_what_is_changed_is_said(
+    curate: Callable[..., Curated], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "Who?", "completion": text} for text in ("ann@lee.org, bo@lee.org", "", " ")]
+    curate(rows, rows="conversations", pii={}, decontaminate=[])
+    said = capsys.readouterr().err
+    assert "» Left out while reading: no_answer 2.\n» Changed: email 2.\n» exact: 0 rows" in said
+
+
 def test_rows_stay_in_their_order_in_many_lots(
     curate: Callable[..., Curated], monkeypatch: pytest.MonkeyPatch
 ) -> None:
