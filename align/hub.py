@@ -5,6 +5,7 @@ The cache is read as files: asking it must not cost an import.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
 Kind = Literal["model", "dataset"]
+
+STRANGE = (ValueError, KeyError, TypeError)
+"""What the client raises of a name that cannot be, and of answers that are none of a hub's."""
 
 LOGIN = "Log in (`hf auth login`), or set HF_TOKEN."
 
@@ -80,7 +84,7 @@ def resolve(kind: Kind, name: str, revision: str | None) -> str:
             HfApi().auth_check(name, repo_type=kind)
         if isinstance(info, ModelInfo) and _is_adapter(info):
             snapshot_download(name, revision=info.sha)
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, *STRANGE) as error:
         fact, remedy = reason(error)
         raise LookupError(
             f"it is not in the local cache, and {fact}. {remedy} Or name a copy on this machine"
@@ -118,6 +122,9 @@ def reason(error: Exception) -> tuple[str, str]:
         return "the hub has none of that name, or only for others", f"Look at the name. {LOGIN}"
     if isinstance(error, errors.HFValidationError):
         return f"the name cannot be one of the hub: {words(error)}".rstrip("."), "Look at it."
+    if isinstance(error, (json.JSONDecodeError, KeyError, TypeError)):
+        remedy = "Look at HF_ENDPOINT where it is set, and at a network that wants a login first."
+        return f"{constants.ENDPOINT} does not answer as a hub does", remedy
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
     if status == 401:
         return "the hub refuses the token of this machine", LOGIN

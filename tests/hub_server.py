@@ -26,6 +26,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 import yaml
 
+BAD_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|^[/.-]|^@$|[/.]$|\.lock(/|$)|^$")
+"""What git allows in no name of a branch or tag (git-check-ref-format)."""
+
 LFS = (".safetensors", ".bin", ".pt", ".gguf", ".parquet")
 
 
@@ -276,6 +279,14 @@ def validate(hub: Hub, asked: Asked) -> Any:
     return (400 if wrong else 200), {"Content-Type": "application/json"}, json.dumps(told).encode()
 
 
+def card_tags(hub: Hub, commit: Commit) -> list[str]:
+    """The tags in the head of a commit's card."""
+    entry = commit.files.get("README.md")
+    text = hub.object(entry.sha256).read_text(encoding="utf-8") if entry else ""
+    found = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
+    return (yaml.safe_load(found[1]) or {}).get("tags", []) if found else []
+
+
 def info(hub: Hub, asked: Asked, name: str, revision: str = "main") -> Any:
     repository = hub.open(asked, name)
     commit = repository.at(revision or "main")
@@ -287,7 +298,7 @@ def info(hub: Hub, asked: Asked, name: str, revision: str = "main") -> Any:
         "disabled": repository.disabled,
         "downloads": 0,
         "likes": 0,
-        "tags": [],
+        "tags": card_tags(hub, commit),
         "siblings": [{"rfilename": path} for path in commit.files],
     }
 
@@ -491,6 +502,8 @@ def tag(hub: Hub, asked: Asked, name: str, revision: str) -> Any:
 
 
 def named(repository: Repository, ref: str, revision: str) -> Any:
+    if BAD_REF.search(ref.partition("/")[2].partition("/")[2]):
+        raise Refused(400, f"Invalid reference name: {ref}")
     if ref in repository.refs:
         raise Refused(409, f"Reference {ref} exists already")
     repository.refs[ref] = repository.at(revision)

@@ -26,8 +26,10 @@ TOKENS = {
     "a package index's token": "npm_" + "a1B2c3" * 6,
     "a signed token (JWT)": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dBjftJeZ4CVPmB92K27u",
     "a private key": "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "a signed address": "https://s3.example/model?X-Amz-Date=1&X-Amz-Signature=" + "0a1b" * 16,
     "a password": "https://me:hunter2@example.com/repo.git",
 }
+PLAIN = {"a private key", "a signed address", "a password"}
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +39,7 @@ def no_secrets_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize(
-    "what", sorted({name for name, *_ in credentials.FORMS} | {"a private key", "a password"})
-)
+@pytest.mark.parametrize("what", sorted({name for name, *_ in credentials.FORMS} | PLAIN))
 def test_every_kind_of_key_is_found_and_never_repeated(tmp_path: Path, what: str) -> None:
     (tmp_path / "card.md").write_text(f"# A card\n\nUse `{TOKENS[what]}` to load it.\n")
     assert secrets.find(tmp_path) == [
@@ -119,12 +119,25 @@ def test_paths_of_this_machine_are_found_and_others_are_not(
         "https://example.com/home/someone/x",
         "/home/other/x and /usr/share and ../runs/sft-1",
     ]
-    (tmp_path / "config.json").write_text("\n".join(lines))
+    (tmp_path / "config.txt").write_text("\n".join(lines))
     found = secrets.find(tmp_path, places=[tmp_path])
     assert [sentence.partition(": ")[0] for sentence in found] == [
-        f"config.json:{line}" for line in (1, 2, 3)
+        f"config.txt:{line}" for line in (1, 2, 3)
     ]
     assert found[0].endswith("This is a path of this machine. Name what others can reach.")
+
+
+def test_paths_of_other_machines_are_found_where_programs_write_them(tmp_path: Path) -> None:
+    base = {"text_config": {"_name_or_path": "/mnt/nfs/joe.smith/base"}}
+    (tmp_path / "config.json").write_text(json.dumps(base))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"at": "C:\\Users\\joe\\base"}))
+    (tmp_path / "params.json").write_text(json.dumps({"see": "https://example.com/data/x /data"}))
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"/home/a": 1}))
+    weights = {"a": np.zeros(2, dtype=np.float32)}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"from": "/data/joe/base"})
+    what = "This looks like a path of a machine. Name what others can reach."
+    names = ("adapter_config.json", "config.json", "model.safetensors")
+    assert secrets.find(tmp_path) == [f"{name}:1: {what}" for name in names]
 
 
 def test_names_hashes_and_words_with_hyphens_are_no_secrets(tmp_path: Path) -> None:

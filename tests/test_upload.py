@@ -15,10 +15,16 @@ import pytest
 from hub_server import OTHER, READ, WRITE, Account, Asked, Hub, Refused
 
 from align.errors import RecipeError, StageFailed
+from align.hub import resolve
 from align.publishing import upload
 from align.publishing.upload import Pushed
 
 REPO = "me/tiny"
+NO_HUB = (
+    "does not answer as a hub does. "
+    "Look at HF_ENDPOINT where it is set, and at a network that wants a login first."
+)
+CHECKED: dict[str, Any] = {"branch": None, "pull_request": False, "ours": False}
 WHOLE = {"README.md", "adapter_config.json", "adapter_model.safetensors", "notes/run.txt"}
 
 
@@ -132,13 +138,45 @@ def test_what_would_be_loaded_with_the_new_files_goes_in_the_same_commit(
     hub: Hub, folder: Path
 ) -> None:
     repository = hub.create("models/me/tiny")
-    old = ("config.json", "model.safetensors", "picture.png", "LICENSE", ".eval_results/old.yaml")
-    hub.commit(repository, "refs/heads/main", "merged", {name: hub.keep(b"old") for name in old})
+    loaded = ("config.json", "model.safetensors", ".eval_results/old.yaml", "merges.txt")
+    loaded += ("vocab.txt", "modeling_custom.py", "consolidated.00.pth", "README.md")
+    others = {"picture.png", "LICENSE", "data.json", "training.json", "data/config.json"}
+    old = {name: hub.keep(b"old") for name in (*loaded, *others)}
+    before = hub.commit(repository, "refs/heads/main", "merged", old)
     said: list[str] = []
     push(folder, said.append)
-    assert set(hub.files(REPO)) == WHOLE | {"picture.png", "LICENSE"}
+    assert set(hub.files(REPO)) == WHOLE | others
     assert hub.commits(REPO)[-2:] == ["merged", "A model"]
     assert "removing config.json, which would be loaded with what is pushed" in said
+    assert f"replacing README.md; commit {before.sha[:7]} keeps what was there" in said
+
+
+def test_the_weights_of_others_are_not_replaced(hub: Hub) -> None:
+    repository = hub.create("models/me/tiny")
+    hub.commit(repository, "refs/heads/main", "theirs", {"model.safetensors": hub.keep(b"theirs")})
+    for branch in (None, "main"):
+        assert refusal(branch=branch) == (
+            "me/tiny: It holds model.safetensors, which no push from here made and this one would "
+            "replace. Push to another name, or to a new branch (--branch NAME)."
+        )
+    for fine in ({"branch": "new"}, {"ours": True}, {"pull_request": True}):
+        assert upload.check(REPO, private=True, **(CHECKED | fine)).exists
+    ours = hub.keep(b"---\ntags: [align-recipes]\n---\n")
+    files = repository.at("main").files | {"README.md": ours}
+    hub.commit(repository, "refs/heads/main", "ours", files)
+    assert upload.check(REPO, private=True, **CHECKED).exists
+
+
+@pytest.mark.parametrize("page", [b"{}", b"[]", b"<html>Log in</html>"])
+def test_what_answers_and_is_no_hub_is_a_sentence(hub: Hub, page: bytes) -> None:
+    def portal(self: Hub, asked: Asked) -> tuple[int, dict[str, str], bytes]:
+        return 200, {"Content-Type": "application/json"}, page
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Hub, "answer", portal)
+        assert refusal() == f"me/tiny: {hub.url} {NO_HUB}"
+        with pytest.raises(LookupError, match="does not answer as a hub does"):
+            resolve("model", REPO, None)
 
 
 def test_a_commit_of_somebody_else_meanwhile_is_built_upon(hub: Hub, folder: Path) -> None:
@@ -277,7 +315,7 @@ def test_a_push_that_was_killed_is_finished_by_the_next(hub: Hub, folder: Path) 
 
 
 def refusal(**options: Any) -> str:
-    asked = {"private": True, "pull_request": False, "wait": lambda seconds: None}
+    asked = {**CHECKED, "private": True, "wait": lambda seconds: None}
     with pytest.raises(RecipeError) as refused:
         upload.check(options.pop("repo", REPO), **(asked | options))
     return str(refused.value)
@@ -285,10 +323,9 @@ def refusal(**options: Any) -> str:
 
 def test_check_says_who_pushes_and_what_is_there(hub: Hub) -> None:
     hub.create("models/lab/old", private=False)
-    quiet = {"pull_request": False}
-    assert upload.check(REPO, private=True, **quiet) == upload.Access("me", False, True)
-    assert upload.check("lab/new", private=False, **quiet) == upload.Access("me", False, False)
-    assert upload.check("lab/old", private=False, **quiet) == upload.Access("me", True, False)
+    assert upload.check(REPO, private=True, **CHECKED) == upload.Access("me", False, True)
+    assert upload.check("lab/new", private=False, **CHECKED) == upload.Access("me", False, False)
+    assert upload.check("lab/old", private=False, **CHECKED) == upload.Access("me", True, False)
     assert not hub.asked("POST|PUT")
 
 
@@ -323,8 +360,8 @@ def test_a_hub_that_cannot_be_asked_who_may_write_is_pushed_to(hub: Hub) -> None
 
     hub.create("models/other/tiny", private=False)
     hub.before = unknown
-    quiet = {"private": False, "pull_request": False}
-    assert upload.check("other/tiny", **quiet) == upload.Access("me", True, False)
+    found = upload.check("other/tiny", private=False, **CHECKED)
+    assert found == upload.Access("me", True, False)
 
 
 def test_a_public_model_does_not_take_a_private_push(hub: Hub) -> None:

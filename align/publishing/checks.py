@@ -17,7 +17,16 @@ from align.records import external
 from align.reporting.wording import gate_sentence
 from align.spec import Base, describe, is_adapter
 
-_REPO = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[\w.-]*[\w]", re.ASCII)
+_REPO = re.compile(
+    r"(?!.*(?:--|\.\.|\.git\Z))[A-Za-z0-9](?:[\w.-]{,94}\w)?/\w(?:[\w.-]{,94}\w)?", re.ASCII
+)
+"""What huggingface_hub takes for OWNER/NAME."""
+
+_REF = re.compile(
+    r"(?!-|.*(?:/\.|\.\.|//|@\{|\.lock(?:/|\Z)|[./]\Z))[^\x00-\x20\x7f~^:?*\[\\./]"
+    r"[^\x00-\x20\x7f~^:?*\[\\]*"
+)
+"""What git takes for the name of a branch or tag."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ def checked(model: Model, repo: str, wish: Wish, runs: Path) -> list[Parcel]:
     except StageFailed as failure:
         problems.append(Problem(model.name, "", str(failure)))
     if not problems and not wish.dry_run:
-        parcels = [_reached(parcel, wish, problems) for parcel in parcels]
+        parcels = _reached(parcels, wish, problems)
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return parcels
@@ -94,8 +103,13 @@ def _names(repo: str, wish: Wish) -> Iterator[Problem]:
     """What is wrong with the words of the command."""
     for name in filter(None, (repo, wish.with_base)):
         if not _REPO.fullmatch(name):
-            message = "A repository is OWNER/NAME, of letters, digits, '-', '_' and '.'."
+            fact = "A repository is OWNER/NAME, each of up to 96 letters, digits, '-', '_' and '.'"
+            message = f"{fact}; no '-' or '.' first or last, no '--' or '..', no '.git' at the end."
             yield Problem(name, "", message)
+    for option, ref in (("--branch", wish.branch), ("--tag", wish.tag)):
+        if ref is not None and (ref == "@" or not _REF.fullmatch(ref)):
+            message = f'git takes no {option[2:]} "{ref}". Letters, digits, "-", "_" and "." do.'
+            yield Problem(option, "", message)
     if wish.with_base == repo:
         yield Problem("--with-base", "", "The base needs a repository of its own.")
     if wish.with_base and wish.merged:
@@ -193,20 +207,33 @@ def _base(path: Path) -> Model:
     return found
 
 
-def _reached(parcel: Parcel, wish: Wish, problems: list[Problem]) -> Parcel:
+def _reached(parcels: list[Parcel], wish: Wish, problems: list[Problem]) -> list[Parcel]:
     """Ask the hub whether the push can succeed, and whether everyone can load the base."""
     from align.publishing import upload
 
+    *bases, last = parcels
+    told = []
     try:
-        private = not wish.public
-        upload.check(parcel.repo, private=private, pull_request=wish.pull_request)
-        if parcel.base is None or parcel.base.commit is None:
-            return parcel
-        note = licences.access(parcel.base)
-        return replace(parcel, notes=(*parcel.notes, *([note] if note else [])))
+        for parcel in parcels:
+            there = upload.check(
+                parcel.repo,
+                branch=wish.branch if parcel is last else None,
+                private=not wish.public,
+                pull_request=wish.pull_request,
+                ours=parcel.repo in places.repositories(parcel.runs),
+            )
+            if not (wish.public and there.private):
+                continue
+            if parcel in bases:
+                told.append(licences.PRIVATE.format(parcel.repo))
+                continue
+            message = "This model is private, and a push does not change that. Leave --public out."
+            problems.append(Problem(parcel.repo, "", message))
+        if last.base is not None and last.base.commit is not None:
+            told += filter(None, [licences.access(last.base)])
     except RecipeError as error:
         problems += error.problems
-        return parcel
+    return [*bases, replace(last, notes=(*last.notes, *told))]
 
 
 def unmerged(model: Model) -> Path | None:

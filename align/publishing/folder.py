@@ -49,9 +49,7 @@ def build(model: Model, base: Place | None, folder: Path) -> None:
         home = Path(spec.base.path)
         for name in weights(home):
             _link(home / name, folder)
-        config = read_json(home / "config.json")
-        config.pop("_name_or_path", None)  # where it was loaded from, on this machine
-        _write(folder / "config.json", config)
+        _write(folder / "config.json", _nowhere(read_json(home / "config.json")))
     tokenizer.save_pretrained(str(folder))
     if not isinstance(model, RewardModel):
         _write(folder / GENERATION, _generation(headers.folder(spec.base), tokenizer))
@@ -94,10 +92,20 @@ def sizes(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
+def _nowhere(value: Any) -> Any:
+    """A configuration, and those within it, without where they were loaded from on this machine."""
+    if isinstance(value, list):
+        return [_nowhere(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _nowhere(one) for key, one in value.items() if key != "_name_or_path"}
+
+
 def _named(config: dict[str, Any], base: Place) -> dict[str, Any]:
     """An adapter's configuration with its base by id and commit; the same bytes every time."""
     config |= {"base_model_name_or_path": base.repo, "revision": base.commit}
     config["inference_mode"] = True
+    config = dict(_nowhere(config))
     for key in ("target_modules", "modules_to_save"):  # sets: their order changes from run to run
         if isinstance(config.get(key), list):
             config[key] = sorted(config[key])
@@ -114,7 +122,7 @@ def _generation(home: Path | None, tokenizer: Any) -> dict[str, Any]:
     ends = SimpleNamespace(eos_token_id=config.get("eos_token_id"))
     models.stop_at(ends, tokenizer)
     config.pop("_from_model_config", None)  # true means that another may be made of config.json
-    return config | vars(ends)
+    return dict(_nowhere(config)) | vars(ends)
 
 
 def _link(file: Path, folder: Path) -> None:

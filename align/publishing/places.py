@@ -10,10 +10,14 @@ from typing import Any
 
 from align import hub, records, store
 from align.artifacts import Model, read_json
+from align.errors import StageFailed
 from align.spec import Base
 
 PUSHES = ".pushes"
 """Beside the artifacts: `<key>.json`, what was pushed; `<key>/`, a folder on its way."""
+
+TAG = "align-recipes"
+"""By which a card says that it was written here."""
 
 
 @dataclass(frozen=True)
@@ -73,5 +77,15 @@ def remember(runs: Path, key: str, **pushed: Any) -> None:
 def pushes(runs: Path, key: str) -> list[dict[str, Any]]:
     """What was pushed of a model, the first push first."""
     file = runs / PUSHES / f"{key}.json"
-    found: list[dict[str, Any]] = read_json(file)["pushes"] if file.is_file() else []
+    try:
+        found: list[dict[str, Any]] = read_json(file)["pushes"] if file.is_file() else []
+    except (StageFailed, KeyError):
+        message = "is damaged. It notes what was pushed: remove this file alone, and push again."
+        raise StageFailed(f"{file} {message}") from None
     return found
+
+
+def repositories(runs: Path) -> set[str]:
+    """All that was pushed to from a store."""
+    keys = [file.stem for file in (runs / PUSHES).glob("*.json")]
+    return {one["repo"] for key in keys for one in pushes(runs, key)}

@@ -17,14 +17,29 @@ PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy",
 PICKLE = re.compile(rb"\x80[\x02-\x05]")
 """How a pickle of protocol 2 to 5 begins."""
 
+SIGNED = re.compile(
+    r"(?:[?&]|&amp;|\\u0026)(?:X-Amz-Signature|X-Goog-Signature|Signature|sig)=[\w%/+-]{16,}"
+)
+"""What signs an address: who has it can fetch what it names."""
+
+ELSEWHERE = re.compile(
+    r"(?<![\w.-])(?<!:/)(?:/(?:home|Users|root|mnt|media|data|scratch|nfs)/"
+    r"|[A-Za-z]:[\\/]+Users[\\/]+)[\w.-]"
+)
+"""Where people and shared disks have their directories, on whatever machine a file was written."""
+
+WORDS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "special_tokens_map.json")
+"""Whose texts a tokenizer and a template give: any word may stand there."""
+
 
 def find(folder: Path, places: Sequence[Path] = ()) -> list[str]:
     """What in a folder must not be pushed: a sentence for each, which says never the secret.
 
     Looked for: tokens and keys by their makers' forms, private keys, passwords in addresses, the
     values of this process's environment variables that are called a token, key, secret or password
-    (as they are, and in base64), pickles by name and by content, links that lead out of the
-    folder, and paths below the home, the working directory and `places` (the store).
+    (as they are, and in base64), signed addresses, pickles by name and by content, links that lead
+    out of the folder, paths below the home, the working directory and `places` (the store), and in
+    configurations and the heads of weights paths of other machines, too.
     """
     looking = _Looking(folder, places)
     return [sentence for path in sorted(folder.rglob("*")) for sentence in looking.at(path)]
@@ -61,7 +76,8 @@ class _Looking:
             yield f"{name}: This is no safetensors file, or a damaged one. Make it anew."
             return
         seen = set[tuple[int, str]]()
-        for start, what in sorted(self.within(text)):
+        found = [*self.within(text), *(_elsewhere(text) if _describes(path) else ())]
+        for start, what in sorted(found):
             line = text.count("\n", 0, start) + 1
             if (line, what) not in seen:
                 seen.add((line, what))
@@ -77,8 +93,20 @@ class _Looking:
             while begin >= 0:
                 yield begin, f"This is the value of {name}, a secret of this machine. {remedy}"
                 begin = text.find(form, begin + 1)
+        for match in SIGNED.finditer(text):
+            yield match.start(), f"This looks like a signed address. {remedy}"
         for match in self.paths.finditer(text) if self.paths else ():
             yield match.start(), "This is a path of this machine. Name what others can reach."
+
+
+def _describes(path: Path) -> bool:
+    """Whether a file's words are a program's about the model: a configuration, or weights' head."""
+    return path.suffix == ".safetensors" or (path.suffix == ".json" and path.name not in WORDS)
+
+
+def _elsewhere(text: str) -> Iterator[tuple[int, str]]:
+    for match in ELSEWHERE.finditer(text):
+        yield match.start(), "This looks like a path of a machine. Name what others can reach."
 
 
 def _pickled(path: Path) -> bool:

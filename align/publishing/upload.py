@@ -13,15 +13,34 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from align import hub
 from align.errors import Problem, RecipeError, StageFailed
+from align.publishing import places
 from align.publishing.patience import PAUSES, WRITE, heard, patiently
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+
+LOADED = (
+    *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "adapter_model.bin"),
+    *("pytorch_model.bin.index.json", "consolidated*.pth", "consolidated*.pt", "params.json"),
+    *("config.json", "adapter_config.json", "generation_config.json", "quant*_config.json"),
+    *("*processor_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tekken.json", "*.model", "*.tiktoken"),
+    *("chat_template.json", "*.jinja"),
+    *(f"{what}_*.py" for what in ("configuration", "modeling", "tokenization", "processing")),
+)
+"""What transformers, PEFT and vLLM load from a model's own folder, by their names for it."""
+
+FOLDERS = (".eval_results/", "additional_chat_templates/")
+"""Results that the hub shows with a model, and templates beside its first."""
 
 SILENCE = 300.0
 """Seconds without a byte after which a connection counts as lost; the client waits for ever."""
@@ -56,20 +75,55 @@ class Sent:
 
 
 def check(
-    repo: str, *, private: bool, pull_request: bool, wait: Callable[[float], None] = time.sleep
+    repo: str,
+    *,
+    branch: str | None,
+    private: bool,
+    pull_request: bool,
+    ours: bool,
+    wait: Callable[[float], None] = time.sleep,
 ) -> Access:
     """Whether a push can succeed, asked before any work.
 
+    Args:
+        branch: what it would go to (main).
+        private: whether the push is.
+        ours: whether it was pushed to before, from here.
+
     Raises:
         RecipeError: there is no token, it may not write there, the repository is public and should
-            not be, the hub cannot be reached …; with the remedy.
+            not be, it holds somebody else's weights, the hub cannot be reached …; with the remedy.
     """
+
+    def once() -> Access:
+        api = HfApi()
+        access = _access(api, repo, private, pull_request)
+        if access.exists and not pull_request and not ours:
+            _spare(api, repo, branch or "main")
+        return access
+
     try:
-        return patiently(
-            lambda: _access(HfApi(), repo, private, pull_request), repo, None, PAUSES[:2], wait
-        )
+        return patiently(once, repo, None, PAUSES[:2], wait)
     except StageFailed as failure:
         raise _refused(repo, str(failure)) from None
+    except (KeyError, TypeError) as error:  # JSON, and none of a hub's answers
+        raise _refused(repo, "{}. {}".format(*hub.reason(error))) from None
+
+
+def _spare(api: HfApi, repo: str, branch: str) -> None:
+    """Refuse a branch with weights that no push of ours made: its card has our tag.
+
+    A branch that does not exist yet takes nothing away.
+    """
+    try:
+        info = api.model_info(repo, revision=branch)
+    except RevisionNotFoundError:
+        return
+    names = [file.rfilename for file in info.siblings or ()]
+    weights = [name for name in names if name.endswith(WEIGHTS)]
+    if weights and places.TAG not in (info.tags or ()):
+        fact = f"It holds {weights[0]}, which no push from here made and this one would replace."
+        raise _refused(repo, f"{fact} Push to another name, or to a new branch (--branch NAME).")
 
 
 def _access(api: HfApi, repo: str, private: bool, pull_request: bool) -> Access:
@@ -131,9 +185,10 @@ def upload(
 ) -> Pushed:
     """Make a branch (main) of a model repository, or a new pull request, hold a folder.
 
-    Files that transformers or PEFT would load beside the folder's are removed in the same commit
-    (an earlier push of another kind); others stay. Where the same is there already, nothing is
-    committed. A pull request that is open, has this title and holds the folder is not opened again.
+    Files that would be loaded beside the folder's are removed in the same commit (an earlier push
+    of another kind), others stay, and what is replaced is said. Where the same is there already,
+    nothing is committed. A pull request that is open, has this title and holds the folder is not
+    opened again.
 
     Args:
         folder: every file in it is sent.
@@ -188,9 +243,11 @@ class _Target:
         if tagged and any(self.differences(tagged)):
             fact = f'There is a tag "{self.tag}" already, of another state of this model.'
             raise StageFailed(f"{self.repo}: {fact} Choose another one.")
-        _, stale = self.differences(head)
+        _, changed, stale = self.differences(head)
         for path in stale:
             say(f"removing {path}, which would be loaded with what is pushed")
+        if changed:
+            say(f"replacing {', '.join(changed)}; commit {head[:7]} keeps what was there")
         made = self.commit(head, stale)
         if wrong := [path for paths in self.differences(made.commit) for path in paths]:
             fact = f"not what was sent: {', '.join(wrong[:3])}"
@@ -235,16 +292,17 @@ class _Target:
                     return Pushed(found.url, sha)
         return None
 
-    def differences(self, revision: str) -> tuple[list[str], list[str]]:
-        """Files of the folder that are missing or other there, and what is there to be removed."""
+    def differences(self, revision: str) -> tuple[list[str], list[str], list[str]]:
+        """Files that are missing there, those that are other there, and what is to be removed."""
         listed = self.api.list_repo_tree(self.repo, revision=revision, recursive=True)
         there = {file.path: file for file in listed if isinstance(file, RepoFile)}
-        other = [
+        changed = [
             path
             for path, file in self.sent.items()
-            if path not in there or _oid(there[path]) not in (file.sha256, file.git)
+            if path in there and _oid(there[path]) not in (file.sha256, file.git)
         ]
-        return other, [path for path in there if path not in self.sent and _loaded(path)]
+        missing = [path for path in self.sent if path not in there]
+        return missing, changed, [path for path in there if path not in self.sent and _loaded(path)]
 
 
 def _oid(file: RepoFile) -> str:
@@ -252,10 +310,9 @@ def _oid(file: RepoFile) -> str:
 
 
 def _loaded(path: str) -> bool:
-    """Whether a file of a repository is part of a model: weights, configs, templates, results."""
-    ends = (".safetensors", ".bin", ".json", ".jinja", ".model")
-    folders = (".eval_results/", "additional_chat_templates/")
-    return path.startswith(folders) or ("/" not in path and path.endswith(ends))
+    """Whether a file of a repository is part of a model, or one of its results."""
+    top = "/" not in path
+    return path.startswith(FOLDERS) or (top and any(fnmatchcase(path, name) for name in LOADED))
 
 
 def _files(folder: Path) -> list[Path]:
