@@ -119,9 +119,15 @@ def answer(
 
     Turns of the assistant in the prompt are part of the prompt. What is only read, not learnt, need
     not be `whole`: the template may leave out what was thought.
+
+    Raises:
+        Refused: nothing in the answer is learnt, or it cannot be one.
     """
     dialog = [*prompt, *answer]
     spans = _spans(tokenizer, dialog, tools, first=len(prompt), whole=whole)
+    if not spans[1]:
+        message = "An answer has no turn of the assistant, or none but with the weight 0."
+        raise Refused(message, drop="nothing_to_learn")
     encoded = _encode(tokenizer, *spans)
     cut = encoded.start
     return encoded.ids[:cut], Encoded(encoded.ids[cut:], encoded.kinds[cut:])
@@ -211,19 +217,22 @@ def _spans(
 def _missing(known: _Turns, message: Message, written: str, whole: bool = True) -> str | None:
     """What of a turn is not as the message has it in what a template writes; None: all of it is.
 
-    Its content must be there, all of it and nothing else. Spaces may come and go, and the tags
-    around what was thought. A turn with more keys (thoughts) must end with its content, one that
-    need not be `whole` must end as it does, and one with calls must have their names.
+    Its content must be there, all of it and nothing else. Spaces around it may come and go, and
+    the tags of what was thought. A turn with more keys (thoughts) must end with its content, one
+    that need not be `whole` must end as it does, and one with calls must have their names, too.
     """
     for call in message.get("tool_calls") or ():
         if str(call.get("function", call)["name"]) not in written:
             return "the tools that the assistant calls"
     content = message.get("content")
-    if not isinstance(content, str) or message.get("tool_calls"):
+    if not isinstance(content, str):
         return None
     said, meant = _bare(written), _bare(content)
+    if message.get("tool_calls"):
+        return None if meant in said else "what the assistant says beside its calls"
     more = set(message) - {"role", "content", "weight"}
-    if said in (meant, _bare(known.head) + meant) or (more and said.endswith(meant)):
+    after = said.removeprefix(_bare(known.head)).strip()
+    if meant in (said, after) or (more and said.endswith(meant)):
         return None
     if not whole and said and meant.endswith(said[-20:]):
         return None
@@ -231,7 +240,7 @@ def _missing(known: _Turns, message: Message, written: str, whole: bool = True) 
 
 
 def _bare(text: str) -> str:
-    return re.sub(r"\s+|</?think>", "", text)
+    return re.sub(r"\s*</?think>\s*", "", text).strip()
 
 
 def _known(tokenizer: Any, tools: Any) -> _Turns:

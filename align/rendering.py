@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from align.errors import StageFailed
-from align.settings import Dialog
+from align.settings import Dialog, Message
 
 
 class Refused(StageFailed):
@@ -38,13 +38,16 @@ NO_TEMPLATE = (
     "Name one: base: {{chat_template: chatml}}, or a jinja file."
 )
 
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""A message's keys for what was thought before it is said; few templates write them."""
+
 
 def render(tokenizer: Any, messages: Dialog, *, prompt: bool = False, tools: Any = None) -> str:
     """The text of a dialog; with `prompt`, up to where the assistant's next turn begins.
 
     Raises:
         StageFailed: there is no template, or it leaves the tools out.
-        Refused: it refuses the dialog, or leaves the system prompt out.
+        Refused: it refuses the dialog, or leaves out or changes what is said in it.
     """
     import jinja2
 
@@ -57,28 +60,96 @@ def render(tokenizer: Any, messages: Dialog, *, prompt: bool = False, tools: Any
             "some. Name one that does: base: {chat_template: llama-3.1}, or leave them out (in "
             "eval/bfcl.py: calls: prompt)."
         )
+    template = dated(_chosen(tokenizer, tools))
     try:
         text = tokenizer.apply_chat_template(
             messages,
             tools=tools or None,
             add_generation_prompt=prompt,
             tokenize=False,
-            chat_template=dated(tokenizer.get_chat_template(tools=tools or None)),
+            chat_template=template,
         )
-    except (jinja2.TemplateError, TypeError) as error:
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise Refused(
             f"The chat template of {tokenizer.name_or_path} refuses a dialog of {roles}: {error}. "
             "Change those rows, or name another template: base: {chat_template: …}."
         ) from None
     assert isinstance(text, str)
-    asked = messages[0].get("content") if messages and messages[0]["role"] == "system" else None
-    if isinstance(asked, str) and asked.strip() not in text:
+    if (lost := _lost(messages, text)) is not None:
         raise Refused(
-            f"The chat template of {tokenizer.name_or_path} leaves the system prompt out. Name one "
-            "that writes it: base: {chat_template: …}, or move it into the first question."
+            f"The chat template of {tokenizer.name_or_path} {_about(messages[lost], lost)}"
         )
     return text
+
+
+def _chosen(tokenizer: Any, tools: Any) -> str:
+    """The template, of several the one for dialogs with tools or without."""
+    try:
+        return str(tokenizer.get_chat_template(tools=tools or None))
+    except ValueError:
+        names = ", ".join(sorted(tokenizer.chat_template))
+        raise StageFailed(
+            f"The tokenizer of {tokenizer.name_or_path} has several chat templates ({names}), and "
+            "none is the default. Write one into a file: base: {chat_template: mine.jinja}."
+        ) from None
+
+
+def _lost(messages: Dialog, text: str) -> int | None:
+    """Which message does not stand in a text after those before it; None: all of them do.
+
+    Spaces around a message may go, and thoughts before an answer. A system prompt stands anywhere
+    (Mistral's in the last question), and a result of a tool may be written as JSON.
+    """
+    at = 0
+    for i, message in enumerate(messages):
+        role, said = message["role"], message.get("content")
+        if not isinstance(said, str):
+            continue
+        said = (said.rpartition("</think>")[2] if role == "assistant" else said).strip()
+        if role in ("system", "developer"):
+            if said not in text:
+                return i
+            continue
+        if (found := text.find(said, at)) < 0:
+            said = json.dumps(said, ensure_ascii=False)[1:-1]
+            if (found := text.find(said, at)) < 0:
+                return i
+        at = found + len(said)
+    return None
+
+
+def _about(message: Message, place: int) -> str:
+    """What a template does with a message that is lost, and what helps."""
+    role, other = message["role"], "base: {chat_template: …}"
+    if role == "system" and place == 0:
+        return (
+            f"leaves the system prompt out. Name one that writes it: {other}, or move it into the "
+            "first question."
+        )
+    if role == "assistant" and message.get("tool_calls"):
+        return (
+            f"does not write what the assistant says beside its calls (message {place + 1}). Name "
+            "one that does: base: {chat_template: chatml}, or leave that text out of the rows."
+        )
+    if role == "assistant":
+        fact = f"does not write what the assistant says as it is (message {place + 1})"
+        return f"{fact}. Name another one: {other}."
+    fact = f"leaves out or changes message {place + 1}, of the role {role}"
+    remedy = "" if role == "user" else ", or give the message the role user"
+    return f"{fact}. Name one that writes it as it is: {other}{remedy}."
+
+
+def unwritten(tokenizer: Any, messages: Dialog, first: int, tools: Any = None) -> int:
+    """Of how many messages from `first` on a template leaves out what was thought (`THOUGHTS`)."""
+    thoughts = [
+        [text.strip() for key in THOUGHTS if isinstance(text := message.get(key), str) and text]
+        for message in messages[first:]
+    ]
+    if not any(thoughts):
+        return 0
+    text = render(tokenizer, messages, tools=tools)
+    return sum(bool(each) and not any(one in text for one in each) for each in thoughts)
 
 
 @lru_cache(maxsize=16)

@@ -64,6 +64,7 @@ REASONS = {
     "h": ("leaves the system prompt out", "it leaves the system prompt out"),
     "i": ("begins another turn after", "it begins another turn after the last answer"),
     "j": ("refuses a dialog", "it raises an error of its own"),
+    "k": ("leaves out or changes message", "it leaves out or changes what others say"),
 }
 
 BEGIN = "<!-- from here on written by docs/templates.py -->\n"

@@ -74,8 +74,9 @@ def _tokens(tokenizer: Any, dialog: Dialog) -> list[int]:
     from align import chat
 
     dialog = [message for message in dialog if message["role"] != "system"]
-    said = text(dialog[-1:]).strip()
-    if said and said not in chat.render(tokenizer, dialog, prompt=True):
+    try:
+        return chat.prompt(tokenizer, dialog)
+    except chat.Refused:
         parts = [[{"type": "text", "text": text([message])}] for message in dialog]
         dialog = [{**m, "content": part} for m, part in zip(dialog, parts, strict=True)]
-    return chat.prompt(tokenizer, dialog)
+        return chat.prompt(tokenizer, dialog)

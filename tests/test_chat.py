@@ -114,14 +114,21 @@ def test_an_answer_that_spells_the_end_of_a_turn_is_content(tokenizer: Any) -> N
             "begins another turn after the last answer",
         ),
         (
-            "{% for m in messages %}<|{{m.role}}|>{{m.content.split(' ')[-1]}}<|end|>{% endfor %}"
+            "{% for m in messages %}<|{{m.role}}|>"
+            "{{m.content.split(' ')[-1] if m.role == 'assistant' else m.content}}<|end|>"
+            "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
+            "does not write what the assistant says as it is",
+        ),
+        (
+            "{% for m in messages %}<|{{m.role}}|>"
+            "{{m.content|upper if m.role == 'assistant' else m.content}}<|end|>{% endfor %}"
             "{% if add_generation_prompt %}<|assistant|>{% endif %}",
             "does not write what the assistant says as it is",
         ),
         (
             "{% for m in messages %}<|{{m.role}}|>{{m.content|upper}}<|end|>{% endfor %}"
             "{% if add_generation_prompt %}<|assistant|>{% endif %}",
-            "does not write what the assistant says as it is",
+            "leaves out or changes message 1, of the role user",
         ),
     ],
 )
@@ -133,6 +140,88 @@ def test_a_template_that_cannot_be_proven_is_refused_by_name(
         chat.encode_one(tokenizer, TWO)
     assert tokenizer.name_or_path in str(error.value)
     assert "chat_template" in str(error.value)
+
+
+LOST = [
+    ([{"role": "user", "content": "What is 2+2? Say it in a word."}, SAY], "message 1, .* user"),
+    ([{"role": "developer", "content": "Be brief."}, *TWO], "message 1, of the role developer"),
+    ([*TWO[:3], {"role": "system", "content": "Be brief."}, TWO[3]], "message 4, .* role system"),
+    ([ASK, SAY, {"role": "tool", "content": "It is 77."}, SAY], "message 3, of the role tool"),
+]
+
+
+@pytest.mark.parametrize(("dialog", "which"), LOST)
+def test_what_others_say_is_not_left_out_in_silence(
+    tokenizer: Any, dialog: list[dict[str, Any]], which: str
+) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages if m.role in ('user', 'assistant') %}<|{{m.role}}|>"
+        "{{m.content[:16]}}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    with pytest.raises(chat.Refused, match=f"leaves out or changes {which}. Name one that writes"):
+        chat.encode_one(tokenizer, dialog)
+
+
+def test_a_message_stands_after_those_before_it_whatever_the_template_does_with_it(
+    tokenizer: Any,
+) -> None:
+    """Spaces may go, a result be JSON, a system prompt stand in the last question."""
+    tokenizer.chat_template = (
+        "{% for m in messages if m.role != 'system' %}<|{{m.role}}|>"
+        "{{messages[0].content if loop.last and messages[0].role == 'system'}}"
+        "{{m.content|tojson if m.role == 'tool' else m.content|trim}}<|end|>{% endfor %}"
+    )
+    system, result = {"role": "system", "content": "Hm."}, {"role": "tool", "content": '{"a": "b"}'}
+    dialog = [system, {"role": "user", "content": " What? "}, SAY, result, ASK]
+    assert '<|tool|>"{\\' in chat.render(tokenizer, dialog)
+    tokenizer.chat_template = tokenizer.chat_template.replace("in messages", "in messages[::-1]")
+    with pytest.raises(chat.Refused, match="message 3"):
+        chat.render(tokenizer, dialog)
+
+
+def test_spaces_inside_an_answer_are_part_of_it(tokenizer: Any) -> None:
+    code = {"role": "assistant", "content": "def f():\n    return 1\n\n"}
+    assert said(tokenizer, chat.encode_one(tokenizer, [ASK, code]))
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "m['content']", "m['content'].split() | join(' ')"
+    )
+    with pytest.raises(chat.Refused, match="does not write what the assistant says as it is"):
+        chat.encode_one(tokenizer, [ASK, code])
+
+
+def test_what_is_said_beside_a_call_is_not_lost(tokenizer: Any) -> None:
+    """Llama 3.1's template writes calls or content."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    both = {"role": "assistant", "content": "I add.", "tool_calls": [call]}
+    template = tokenizer.chat_template
+    writes = "m['tool_calls'][0].function.name ~ {} if m['tool_calls'] else m['content']"
+    tokenizer.chat_template = template.replace("m['content']", writes.format("m['content']"))
+    assert said(tokenizer, chat.encode_one(tokenizer, [ASK, both])) == ["addI add.<|end|>"]
+    tokenizer.chat_template = template.replace("m['content']", writes.format("''"))
+    with pytest.raises(chat.Refused, match="says beside its calls .* or leave that text out"):
+        chat.encode_one(tokenizer, [ASK, both])
+    assert chat.encode_one(tokenizer, [ASK, {**both, "content": None}])
+
+
+@pytest.mark.parametrize("fault", ["m['content'].index('no')", "1 / 0", "'%d' % 'x'"])
+def test_a_template_that_fails_is_a_sentence(tokenizer: Any, fault: str) -> None:
+    tokenizer.chat_template = "{{ " + fault + " }}"
+    if "m[" in fault:
+        tokenizer.chat_template = (
+            "{% for m in messages %}" + tokenizer.chat_template + "{% endfor %}"
+        )
+    with pytest.raises(chat.Refused, match="refuses a dialog of user: "):
+        chat.prompt(tokenizer, [ASK])
+
+
+def test_of_several_templates_one_must_be_the_default(tokenizer: Any) -> None:
+    own = tokenizer.chat_template
+    tokenizer.chat_template = {"rag": own, "tool_use": own}
+    with pytest.raises(StageFailed, match=r"several chat templates \(rag, tool_use\), and none is"):
+        chat.prompt(tokenizer, [ASK])
+    tokenizer.chat_template = {"default": own, "tool_use": own}
+    assert chat.prompt(tokenizer, [ASK])
 
 
 def test_what_is_only_read_may_come_without_its_thought(tokenizer: Any) -> None:
