@@ -21,6 +21,9 @@ Kind = Literal["model", "dataset"]
 STRANGE = (ValueError, KeyError, TypeError)
 """What the client raises of a name that cannot be, and of answers that are none of a hub's."""
 
+NOTES = ".hub"
+"""In the store: which commit a name meant, in files as those of the hub's cache."""
+
 LOGIN = "Log in (`hf auth login`), or set HF_TOKEN."
 
 
@@ -37,13 +40,37 @@ def cache() -> Path:
 def cached(kind: Kind, name: str, revision: str | None) -> str | None:
     """The commit of a cached model or data set; None where it is not cached."""
     folder = cache() / f"{kind}s--{name.replace('/', '--')}"
-    commit = revision or "main"
-    if not re.fullmatch(r"[0-9a-f]{40}", commit):
-        reference = folder / "refs" / commit
-        if not reference.is_file():
-            return None
-        commit = reference.read_text(encoding="utf-8").strip()
-    return commit if (folder / "snapshots" / commit).is_dir() else None
+    commit = revision
+    if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
+        commit = _read(cache() / reference(kind, name, revision))
+    return commit if commit and (folder / "snapshots" / commit).is_dir() else None
+
+
+def reference(kind: Kind, name: str, revision: str | None) -> str:
+    """The file, below a cache's directory, that says which commit a name means."""
+    return f"{kind}s--{name.replace('/', '--')}/refs/{revision or 'main'}"
+
+
+def noted(store: Path, kind: Kind, name: str, revision: str | None) -> str | None:
+    """The commit a name meant when the hub was last asked for a recipe of this store."""
+    return _read(store / NOTES / reference(kind, name, revision))
+
+
+def note(store: Path, resolved: dict[str, str]) -> None:
+    """Keep in the store what the hub has said: commits by `reference`.
+
+    Its cache does not know: what is fetched by its commit has no name there.
+    """
+    for name, commit in resolved.items():
+        file = store / NOTES / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+        temporary.write_text(commit, encoding="utf-8")
+        os.replace(temporary, file)
+
+
+def _read(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
 
 def snapshot(kind: Kind, name: str, revision: str | None) -> Path | None:

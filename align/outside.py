@@ -163,7 +163,10 @@ def _commit(
     node: Node,
     path: tuple[str, ...],
 ) -> Any:
-    """The commit a hub id means now. Unknown offline: noted by `plan`, refused by `run`."""
+    """The commit a hub id means now: in the cache, else as the hub says.
+
+    `plan` asks nobody and takes what a run was told last; so does a run that cannot ask.
+    """
     asked = block["revision"].value if "revision" in block else None
     if asked is not None and not isinstance(asked, str):
         place = block["revision"].place
@@ -171,13 +174,18 @@ def _commit(
     commit = hub.cached(kind, name, asked)
     if commit is not None:
         return commit
+    noted = hub.noted(reader.store, kind, name, asked)
+    here = noted is not None and hub.cached(kind, name, noted) is not None
     if not reader.strict:
-        reader.unchecked(path, f"{name} is on the hub and not in the local cache")
-        return asked
+        if not here:
+            reader.unchecked(path, f"{name} is on the hub and not in the local cache")
+        return noted or asked
     try:
-        return hub.resolve(kind, name, asked)
+        commit = hub.resolve(kind, name, asked)
     except LookupError as error:
-        return reader.problem(node.place, path, f'"{name}": {error}.')
+        return noted if here else reader.problem(node.place, path, f'"{name}": {error}.')
+    reader.resolved[hub.reference(kind, name, asked)] = commit
+    return commit
 
 
 # -- models --------------------------------------------------------------------------------------

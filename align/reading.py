@@ -52,6 +52,9 @@ class Reader:
     not_checked: dict[str, list[str]] = field(default_factory=dict)
     """What cannot be checked, and where it stands."""
 
+    resolved: dict[str, str] = field(default_factory=dict)
+    """What the hub was asked: commits, by `hub.reference`."""
+
     def wrong(self, node: Node, path: tuple[str, ...], fact: str) -> Any:
         """Note that the value at a path is wrong; the fact goes on after the quoted key."""
         end = len(path) - 1

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align import artifacts, launch, records, shelf, yaml
+from align import artifacts, hub, launch, records, shelf, yaml
 from align.annotations import Annotation
 from align.artifacts import Artifact, Model
 from align.errors import Problem, RecipeError, StageFailed
@@ -92,6 +92,7 @@ def read(
         raise RecipeError(_in_order(problems))
     assert len(stages) == len(reading.reader.later), "a stage was left out without a word"
     reading.contents.save()
+    hub.note(store, reading.reader.resolved)
     found = reading.reader.not_checked.items()
     not_checked = [f"{fact}: {', '.join(where)}" for fact, where in found if where]
     attempts = reading.attempts if again else {}

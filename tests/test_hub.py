@@ -1,8 +1,12 @@
 """Names of the hub in a recipe: which commit they mean, and why there is none."""
 
+from pathlib import Path
+
 import pytest
 from hub_server import OTHER, Hub
+from huggingface_hub import snapshot_download
 
+from align import recipe
 from align.hub import Kind, resolve, snapshot
 
 LOGIN = "Log in (`hf auth login`), or set HF_TOKEN."
@@ -57,6 +61,11 @@ def test_a_revision_that_is_not_there_is_a_sentence(hub: Hub) -> None:
     )
 
 
+def test_a_name_that_cannot_be_is_a_sentence(hub: Hub) -> None:
+    assert refusal("${DATA}/tiny").startswith("the name cannot be one of the hub: Repo id must")
+    assert not hub.log
+
+
 def test_a_gated_model_is_a_sentence_until_access_is_given(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,3 +95,31 @@ def test_staying_offline_asks_nobody(hub: Hub, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(LookupError, match=r"says to stay offline \(HF_HUB_OFFLINE\)"):
         resolve("model", "me/it", None)
     assert not hub.log
+
+
+def test_what_a_run_was_told_is_what_a_plan_goes_by(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("models/me/it", "datasets/me/rows"):
+        files = {"config.json": hub.keep(b"{}")}
+        hub.commit(hub.create(name), "refs/heads/main", "files", files)
+    Path("mine.yaml").write_text("base: me/it\nstages: {sft: {model: base, data: me/rows}}\n")
+
+    def key(strict: bool = False) -> str:
+        return recipe.read("mine.yaml", strict=strict).stages["sft"].artifact.key
+
+    before = key()
+    told = key(strict=True)
+    assert before != told == key()
+    assert len(recipe.read("mine.yaml").not_checked) == 2
+    for kind in ("model", "dataset"):
+        repository = f"me/{'it' if kind == 'model' else 'rows'}"
+        snapshot_download(repository, repo_type=kind, revision=resolve(kind, repository, None))
+    assert recipe.read("mine.yaml").not_checked == []
+    repository = hub.repositories["models/me/it"]
+    hub.commit(repository, "refs/heads/main", "more", {"a": hub.keep(b"a")})
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert key(strict=True) == told
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert key() == told != key(strict=True) == key()
