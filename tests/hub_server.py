@@ -76,6 +76,9 @@ class Repository:
     private: bool
     gated: bool = False
     disabled: bool = False
+    card: dict[str, Any] = field(default_factory=dict)
+    """What its card's head says."""
+
     refs: dict[str, Commit] = field(default_factory=dict)
     """`refs/heads/main`, `refs/tags/v1`, `refs/pr/1`."""
 
@@ -296,6 +299,7 @@ def info(hub: Hub, asked: Asked, name: str, revision: str = "main") -> Any:
         "private": repository.private,
         "gated": "manual" if repository.gated else False,
         "disabled": repository.disabled,
+        "cardData": repository.card,
         "downloads": 0,
         "likes": 0,
         "tags": card_tags(hub, commit),

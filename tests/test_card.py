@@ -9,10 +9,11 @@ import pytest
 import yaml
 from hub_server import Hub
 from huggingface_hub import parse_eval_result_entries
+from transformers import AutoTokenizer
 
 from align.artifacts import Model
 from align.errors import RecipeError
-from align.publishing import evidence, licences, markdown, plain, results, usage
+from align.publishing import card, evidence, licences, lineage, markdown, plain, results, usage
 from align.publishing.card import Subject
 from align.publishing.lineage import Lineage
 from align.publishing.places import Place
@@ -32,6 +33,10 @@ EMPTY: dict[str, Any] = {key: [] for key in ("scores", "comparisons", "tasks", "
         ('data: "${env:DATA}/hh/x.jsonl"', 'data: "${env:DATA}/hh/x.jsonl"'),
         ("use: eval/gsm8k.py", "use: eval/gsm8k.py"),
         ("maker/tiny, km/h, and/or, 3/4", "maker/tiny, km/h, and/or, 3/4"),
+        ('data: "/srv/ann lee/x/talks.jsonl" # new', 'data: "talks.jsonl" # new'),
+        ("was ~ann/data/q.txt, PATH=/opt/a:/opt/b", "was q.txt, PATH=a:b"),
+        ("{path: https://h.corp/x.jsonl?X-Sig=a,b}, c", "{path: https://…/x.jsonl}, c"),
+        ("at HTTPS://gpu7.corp:8000#top.", "at HTTPS://…/"),
     ],
 )
 def test_texts_lose_the_directories_and_hosts_of_this_machine(text: str, shown: str) -> None:
@@ -58,6 +63,38 @@ def test_settings_are_shown_as_a_recipe_has_them() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        ({"path": "/srv/ann lee/talks.jsonl"}, {"path": "talks.jsonl"}),
+        ({"path": "ann lee/talks.jsonl"}, {"path": "talks.jsonl"}),
+        ({"data_files": {"train": ["/a b/c d.csv"]}}, {"data_files": {"train": ["c d.csv"]}}),
+        ({"mine": "~ann/my data/x.txt"}, {"mine": "x.txt"}),
+        ({"mine": "/no_think Say a/b.txt"}, {"mine": "/no_think Say a/b.txt"}),
+        ({"path": "s3://ann/x.jsonl?sig=1,2"}, {"path": "s3://…/x.jsonl"}),
+        ({"path": "openai/gsm8k"}, {"path": "openai/gsm8k"}),
+    ],
+)
+def test_a_blank_in_a_path_hides_no_path(asked: dict[str, Any], shown: dict[str, Any]) -> None:
+    assert plain.settings(asked) == shown
+
+
+def test_a_recipes_text_has_neither_paths_with_blanks_nor_machines() -> None:
+    said = "# /srv/ann lee/old.jsonl\nstages:\n  sft: {data: /srv/ann lee/talks.jsonl}\n"
+    shown = "# old.jsonl\nstages:\n  sft: {data: talks.jsonl}\n"
+    sets = ["stages.sft.data=/srv/ann lee/b.jsonl"]
+    assert plain.recipe(said, sets) == (shown, ["stages.sft.data=b.jsonl"])
+    assert plain.recipe(f"{said}launch: {{main_process_ip: node17.corp}}\n", []) is None
+    assert plain.recipe(said, ["stages.sft.workers.partition=ann"]) is None
+
+
+def test_names_of_data_are_without_what_signs_their_address() -> None:
+    files = {"train": "https://h.corp/a.csv?sig=1", "test": ["/srv/ann lee/b c.csv"]}
+    assert [*lineage.names(files)] == ["https://…/a.csv", "b c.csv"]
+    assert lineage.on_hub({"path": "gsm8k", "revision": COMMIT})
+    assert not lineage.on_hub({"path": "my/gsm8k.jsonl", "revision": COMMIT})
+
+
 def test_names_are_no_markup() -> None:
     row = markdown.table(["a"], [[markdown.plain("<img src=x>|b_c*")], [markdown.code("x|`y")]])
     assert row.splitlines()[2:] == ["| \\<img src=x\\>\\|b\\_c\\* |", "| `x\\|'y` |"]
@@ -68,18 +105,27 @@ def test_names_are_no_markup() -> None:
 # -- the hub's results ----------------------------------------------------------------------------
 
 
-def stored(root: Path, name: str, made_at: str, mean: float, source: dict[str, Any]) -> None:
+def stored(
+    root: Path, name: str, made_at: str, mean: float, source: dict[str, Any], shots: int = 8
+) -> None:
     """An evaluation in a store, of a model and the one before."""
     task = {"task": "gsm8k", "file": "eval/gsm8k.py", "n": 100, "settings": {"data": source}}
-    task["settings"]["shots"] = 8
+    task["settings"]["shots"] = shots
     ends = {"ci_low": mean - 0.0392, "ci_high": mean + 0.0392, "n": 100, "task": "gsm8k"}
     scores = [
         {"model": "dpo", "key": "dpo-1", "metric": metric, "mean": value, **ends}
         for metric, value in (("strict", mean), ("flexible", 0.9))
     ]
     scores.append({"model": "sft", "key": "sft-1", "metric": "strict", "mean": 0.3, **ends})
-    (root / name).mkdir(parents=True)
-    report = {"tasks": [task], "scores": scores, "comparisons": [], "overlap": []}
+    about = {"model": "dpo", "key": "dpo-1", "against": "other", "against_key": "other-1"}
+    compared = [{**about, "role": "step", "task": "gsm8k", "metric": "strict", "delta": mean - 0.3}]
+    (root / name / "items" / "gsm8k").mkdir(parents=True)
+    values = (round(mean), mean)
+    rows = [{"id": i, "prompt": "?", "numbers": {"strict": values[i]}} for i in range(2)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (root / name / "items" / "gsm8k" / "dpo.jsonl").write_text(text)
+    report = {"tasks": [task], "scores": scores, "comparisons": compared, "overlap": []}
+    report |= {"models": ["dpo-1"], "files": ["dpo"]}
     (root / name / "report.json").write_text(json.dumps(report))
     (root / name / "artifact.json").write_text(json.dumps({"made_at": made_at}))
 
@@ -88,11 +134,19 @@ GSM8K = {"path": "openai/gsm8k", "name": "main", "split": "test", "revision": CO
 
 
 def test_results_are_in_the_hubs_own_format(tmp_path: Path) -> None:
-    stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, GSM8K)
+    stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, GSM8K | {"revision": "1" * 40}, 0)
     stored(tmp_path, "evaluate-2", "2026-11-21T10:00:00Z", 0.612, GSM8K)
+    about = {"model": "dpo", "task": "gsm8k", "metric": "strict"}
+    judged = [
+        {"report": f"evaluate-{n}", "gates": [{**about, "at_least": n / 10}]} for n in (2, 1, 2)
+    ]
+    (tmp_path / ".verdicts").mkdir()
+    (tmp_path / ".verdicts" / "dpo-1.json").write_text(json.dumps({"verdicts": judged}))
     report = results.measured(tmp_path / "dpo-1", "mine", tmp_path)
     assert [one["mean"] for one in report["scores"]] == [0.612, 0.9], "the latest, of this model"
-    (file,) = results.write(report, "mine", tmp_path)
+    assert [one["delta"] for one in report["comparisons"]] == [pytest.approx(0.312)]
+    assert [gate["at_least"] for gate in report["gates"]] == [0.2]
+    (file,) = results.write(report, "mine", tmp_path, tmp_path)
     assert file == tmp_path / ".eval_results" / "gsm8k.yaml"
     (entry,) = parse_eval_result_entries(yaml.safe_load(file.read_text()))
     assert (entry.dataset_id, entry.task_id, entry.dataset_revision) == (
@@ -102,11 +156,21 @@ def test_results_are_in_the_hubs_own_format(tmp_path: Path) -> None:
     assert entry.notes == "strict in %, 100 items, standard error 2, 8-shot"
 
 
+def test_a_mean_below_one_of_numbers_above_it_is_no_share(tmp_path: Path) -> None:
+    stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.98, GSM8K)
+    items = tmp_path / "evaluate-1" / "items" / "gsm8k" / "dpo.jsonl"
+    items.write_text(items.read_text().replace('"strict": 1}', '"strict": 7}'))
+    report = results.measured(tmp_path / "dpo-1", "mine", tmp_path)
+    (file,) = results.write(report, "mine", tmp_path, tmp_path)
+    (entry,) = parse_eval_result_entries(yaml.safe_load(file.read_text()))
+    assert (entry.value, entry.notes) == (0.98, "strict, 100 items, standard error 0.02, 8-shot")
+
+
 def test_a_local_copy_of_a_benchmark_is_no_result_of_it(tmp_path: Path) -> None:
     stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, {"path": "my/gsm8k.jsonl"})
     (tmp_path / "my").mkdir()
     report = results.measured(tmp_path / "dpo-1", "mine", tmp_path)
-    assert report["scores"] and not results.write(report, "mine", tmp_path)
+    assert report["scores"] and not results.write(report, "mine", tmp_path, tmp_path)
 
 
 def test_scores_of_the_models_before_stand_beside(tmp_path: Path) -> None:
@@ -152,12 +216,71 @@ def subject(folder: Path, **config: Any) -> Subject:
         ({"use_dora": True}, "vLLM serves no adapter with weight-decomposed matrices (DoRA)"),
         ({"modules_to_save": ["lm_head"]}, "vLLM serves no adapter with modules that are saved"),
         ({"lora_bias": True}, "vLLM serves no adapter with biases"),
+        ({"r": 600}, "vLLM serves no adapter with a rank above 512"),
     ],
 )
 def test_vllm_is_given_the_room_it_needs_or_a_merged_model(
     config: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     assert said in usage.section(subject(tmp_path, **config))
+
+
+def test_what_other_programs_do_not_see_is_said(tmp_path: Path) -> None:
+    said = usage.section(subject(tmp_path, r=64, use_rslora=True))
+    assert "--lora-scaled FILE.gguf:8`" in said
+    uneven = usage.section(subject(tmp_path, use_rslora=True, alpha_pattern={"q_proj": 4}))
+    assert "--lora-scaled" not in uneven and "--merged` for a GGUF" in uneven
+    assert "rsLoRA" not in usage.section(subject(tmp_path))
+
+
+def test_a_template_that_writes_the_date_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "template_hash", lambda tokenizer: "4f53")
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: None)
+    about, file = subject(tmp_path), tmp_path / "chat_template.jinja"
+    file.write_text("{{ strftime_now('%d %b %Y') }}")
+    assert "in training that was 26 Jul 2024" in usage.section(about)
+    file.write_text("{{ messages }}")
+    assert "2024" not in usage.section(about)
+
+
+# -- the base -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        ("license: [mit, apache-2.0]", {"license": ["mit", "apache-2.0"]}),
+        (
+            "license: other\nlicense_name: tiny\nlicense_link: LICENSE",
+            {"license": "other", "license_name": "tiny", "license_link": "LICENSE"},
+        ),
+        ("license: [mit", {}),
+        ("license: [1]", {}),
+        ("tags: []", {}),
+    ],
+)
+def test_a_bases_licence_is_kept_as_it_is(
+    head: str, found: dict[str, Any], hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its card in the cache, and from the hub, which brings no card into the cache."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    home = tmp_path / "models--maker--tiny" / "snapshots" / COMMIT
+    home.mkdir(parents=True)
+    (home / "README.md").write_text(f"---\n{head}\n---\n# Tiny\n")
+    terms = licences.of(Place("maker/tiny", COMMIT), ask=False)
+    if "license_link" in found:
+        found = found | {"license_link": f"{hub.url}/maker/tiny/blob/{COMMIT}/LICENSE"}
+    assert terms == found
+    written = card.metadata(replace(subject(tmp_path), terms=terms)).to_dict()
+    assert {key: one for key, one in written.items() if key.startswith("license")} == found
+
+    repository = hub.create("models/maker/told", private=False)
+    repository.card = {"license": ["mit", "apache-2.0"]}
+    place = Place("maker/told", repository.at("main").sha)
+    assert licences.of(place, ask=True) == {"license": ["mit", "apache-2.0"]}
+    assert licences.of(place, ask=False) == {}
 
 
 def test_who_may_load_the_base_is_asked_of_the_hub(hub: Hub) -> None:

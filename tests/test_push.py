@@ -3,9 +3,11 @@
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -15,14 +17,18 @@ import pytest
 import yaml
 from hub_server import Hub
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from push_world import BASE, COMMIT, RECIPE, chain, made_chain  # noqa: F401  (fixtures)
 from safetensors.torch import load_file, save_file
 
-from align import named, recipe
+from align import named, recipe, store
 from align.artifacts import Model
 from align.cli import main
 from align.errors import RecipeError
-from align.publishing import lineage, places
+from align.publishing import checks, lineage, places
+from align.publishing.checks import Wish
+from align.publishing.folder import build
 from align.publishing.places import Place
 from align.spec import Base
 
@@ -94,13 +100,17 @@ def test_a_base_on_this_machine_alone_is_pushed_first_or_merged(push: Push) -> N
     assert code == 2 and "local, is on this machine alone: nobody could load" in wrong
     assert "--with-base OWNER/NAME" in wrong and "--merged" in wrong
 
-    code, said, _ = push("runs/chain/aside", "me/mine", "--with-base", "me/base")
+    both = ("me/mine", "--with-base", "me/base", "--license", "apache-2.0")
+    code, said, _ = push("runs/chain/aside", *both)
     assert code == 0 and said.index("me/base would hold") < said.index("me/mine would hold")
     config = read(folder("aside") / "adapter_config.json")
     assert (config["base_model_name_or_path"], config["revision"]) == ("me/base", None)
     (base,) = Path("runs/.pushes").glob("local-*")
     assert (base / "model.safetensors").read_bytes() == Path("local/model.safetensors").read_bytes()
-    assert "no stage of the store made it" in (base / "README.md").read_text(encoding="utf-8")
+    text = (base / "README.md").read_text(encoding="utf-8")
+    assert "no stage of the store made it" in text
+    assert ModelCard(card("aside")).data.license == "apache-2.0"
+    assert ModelCard(text).data.license is None, "a base may be somebody else's"
 
 
 def test_a_merged_model_is_the_adapter_and_its_base(push: Push) -> None:
@@ -108,7 +118,9 @@ def test_a_merged_model_is_the_adapter_and_its_base(push: Push) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    logging.getLogger("bitsandbytes").setLevel(logging.NOTSET)
     assert push("runs/chain/aside", "me/mine", "--merged")[0] == 0
+    assert logging.getLogger("bitsandbytes").level == logging.ERROR, "as in a dialog"
     made, ids = folder("aside"), torch.arange(8, 40)[None]
     assert not (made / "adapter_config.json").exists()
     base = AutoModelForCausalLM.from_pretrained("local")
@@ -261,6 +273,96 @@ def test_a_token_in_the_recipes_text_is_never_pushed(push: Push) -> None:
     Path("chain.yaml").write_text(f"# mine: {TOKEN}\n{RECIPE}")
     code, said, wrong = push("runs/chain/dpo", "me/mine")
     assert code == 2 and "README.md" in wrong and TOKEN not in said + wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "fine"),
+    [
+        *((f"me/{name}", True) for name in ("a", "a.b-c_d", "v1.git2", "n" * 96)),
+        *((f"me/{name}", False) for name in ("-x", "x.git", "n" * 97, "x-", ".x", "a--b", "a..b")),
+        *((name, False) for name in ("-me/x", "me./x", "me/x/y", "me", "me/a b")),
+    ],
+)
+def test_a_repository_has_a_name_that_the_client_takes(name: str, fine: bool) -> None:
+    try:
+        validate_repo_id(name)
+        taken = name.count("/") == 1
+    except HFValidationError:
+        taken = False
+    assert taken == fine == (not list(checks._names(name, Wish())))
+
+
+@pytest.mark.parametrize("option", ["branch", "tag"])
+def test_a_branch_and_a_tag_have_names_that_git_takes(option: str) -> None:
+    names = ("v1", "run/1", "a.b", "ü", "v1.lock2", "@a", "v 1", "a..b", ".a", "a/.b", "a.lock")
+    names += ("a.lock/b", "a/", "/a", "a//b", "a.", "@", "a@{b", "a~1", "a^", "a:b", "a?", "a*")
+    for name in (*names, "a[", "a\\b", "a\x7f", "", "a\n", "-a"):
+        git = subprocess.run(["git", "check-ref-format", f"refs/heads/{name}"]).returncode
+        taken = git == 0 and name not in ("@", "-a")  # no names for `git branch`
+        found = list(checks._names("me/mine", Wish(**{option: name})))
+        assert taken == (not found), name
+
+
+def test_two_pushes_do_not_share_the_folder_of_their_base(push: Push) -> None:
+    base = places.key(Model(Path("local").resolve()), Path("runs"))
+    with store.lock(Path("runs").resolve(), f"push.{base}", "busy"):
+        code, _, wrong = push("runs/chain/aside", "me/mine", "--with-base", "me/base")
+    assert code == 1 and f"local ({base}) is being pushed by process" in wrong
+
+
+def test_a_damaged_record_of_pushes_is_named_alone(push: Push) -> None:
+    base = places.key(Model(Path("local").resolve()), Path("runs"))
+    file = Path("runs/.pushes") / f"{base}.json"
+    file.parent.mkdir()
+    file.write_text('{"pushes": [')
+    code, _, wrong = push("runs/chain/aside", "me/mine")
+    assert code == 2 and f"{base}.json is damaged" in wrong and "remove this file alone" in wrong
+
+
+def test_where_a_configuration_within_another_was_loaded_from_stays_here(push: Push) -> None:
+    config = read(Path("local/config.json"))
+    config["text_config"] = {"_name_or_path": "/mnt/nfs/joe/base", "layers": [{"n": 1}]}
+    Path("local/config.json").write_text(json.dumps(config))
+    made = Path("made")
+    build(named.model("local", Path("runs")), None, made)
+    assert read(made / "config.json")["text_config"] == {"layers": [{"n": 1}]}
+
+
+def test_a_private_repository_stays_private_and_that_is_said(
+    hub: Hub,
+    chain: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["push", "runs/chain/aside", "me/mine", "--with-base", "me/base", "--public"]
+    hub.create("models/me/base", private=True)
+    hub.create("models/me/mine", private=True)
+    assert main(words) == 2
+    assert "me/mine: This model is private, and a push does not change that." in (
+        capsys.readouterr().err
+    )
+    del hub.repositories["models/me/mine"]
+    assert main(words) == 0
+    assert not hub.repositories["models/me/mine"].private
+    assert "The base, me/base, is private" in hub.files("me/mine")["README.md"].decode()
+
+
+def test_the_weights_of_others_are_not_pushed_over(
+    hub: Hub,
+    chain: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["push", "runs/chain/aside", "me/mine", "--with-base", "me/base"]
+    theirs = hub.create("models/me/base")
+    files = {"model.safetensors": hub.keep(b"theirs")}
+    hub.commit(theirs, "refs/heads/main", "theirs", files)
+    assert main(words) == 2
+    assert "me/base: It holds model.safetensors" in capsys.readouterr().err
+    assert "models/me/mine" not in hub.repositories and theirs.at("main").files == files
+    del hub.repositories["models/me/base"]
+    assert main(words) == 0
+    shutil.rmtree("runs/.pushes")
+    capsys.readouterr()
+    assert main([*words, "--license", "mit"]) == 0, "their cards say whose they are"
 
 
 # -- the card -------------------------------------------------------------------------------------

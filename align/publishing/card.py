@@ -7,7 +7,7 @@ machine's paths (plain.py), and what is pushed is searched for secrets after it 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from align.artifacts import Model, RewardModel, read_json
 from align.publishing import evidence, lineage, provenance, usage
 from align.publishing.folder import CONFIG
+from align.publishing.licences import Terms
 from align.publishing.lineage import Lineage, Step
 from align.publishing.markdown import code, plain
 from align.publishing.places import Place
-from align.publishing.plain import name as shown
 from align.reporting.wording import counted, interval, main_metrics, than, verdict
 
 Entry = dict[str, Any]
@@ -45,7 +45,9 @@ class Subject:
     merged: bool = False
     """Whether an adapter was folded in for this push."""
 
-    license: str | None = None
+    terms: Terms = field(default_factory=dict)
+    """Its licence, as a card's head has it."""
+
     notes: tuple[str, ...] = ()
     """Sentences for the first lines: a gate that failed, a base that not everyone may load."""
 
@@ -79,8 +81,8 @@ def metadata(about: Subject) -> ModelCardData:
         base_model_relation=("adapter" if adapter else "finetune") if about.base else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-classification" if about.reward else "text-generation",
-        license=about.license,
         datasets=[*hub] or None,
+        **about.terms,
         tags=list(
             dict.fromkeys(
                 [
@@ -150,7 +152,7 @@ def _source(source: Entry) -> str:
     inner = source.get("stage") or source
     if "artifact" in inner:
         return f"what {code(inner.get('name') or inner['artifact'])} made"
-    return code(shown(str(source["data_files"] if source.get("data_files") else source["path"])))
+    return code(", ".join(lineage.names(source.get("data_files") or source["path"])))
 
 
 def _result(about: Subject) -> str:
@@ -173,7 +175,11 @@ def _result(about: Subject) -> str:
 
 
 def _license(about: Subject) -> str:
-    if about.license is not None:
-        return f"{code(about.license)}. Data sets have licences of their own."
+    if about.terms:
+        said = about.terms["license"]
+        words = ", ".join(map(code, [said] if isinstance(said, str) else said))
+        more = [about.terms[key] for key in ("license_name", "license_link") if key in about.terms]
+        words += f" ({', '.join(map(plain, more))})" if more else ""
+        return f"{words}. Data sets have licences of their own."
     origin = f"its base, {code(about.base.repo)}," if about.base else "what it was made from"
     return f"No licence is stated for this model. Look at those of {origin} and of its data."

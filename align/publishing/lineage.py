@@ -108,15 +108,25 @@ def data(lineage: Lineage) -> list[Data]:
     return [one for step in lineage.steps for one in _data(step)]
 
 
+def names(value: Any) -> Iterator[str]:
+    """What files are called, or data of the hub, as `path` and `data_files` have them."""
+    if isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from names(inner)
+    else:
+        yield plain.file(str(value))
+
+
 def on_hub(source: Entry) -> bool:
     """Whether recorded data came from the hub: the reader of recipes notes their commit."""
-    return str(source.get("path")).count("/") == 1 and bool(source.get("revision"))
+    path = str(source.get("path"))
+    return bool(source.get("revision")) and path.count("/") <= 1 and not records.is_path(path)
 
 
 def text(step: Step) -> tuple[str, list[str]] | None:
     """The recipe's text and the overrides it was run with.
 
-    None where the file is not here any more, or no longer makes this artifact.
+    None where the file is not here any more, no longer makes this artifact, or names machines.
     """
     asked = step.record
     for word in (asked["recipe"], f"{asked['recipe']}.yaml", step.path.parent / asked["recipe"]):
@@ -127,7 +137,7 @@ def text(step: Step) -> tuple[str, list[str]] | None:
             continue
         made = plan.stages.get(step.name)
         if made is not None and made.artifact.key == step.path.name:
-            return plain.text(path.read_text(encoding="utf-8-sig")), list(plan.overrides)
+            return plain.recipe(path.read_text(encoding="utf-8-sig"), plan.overrides)
     return None
 
 
@@ -140,6 +150,9 @@ def _data(step: Step) -> Iterator[Data]:
             version = f"revision `{source['revision']}`"
             yield Data(step.name, source["path"], part, version, hub=True)
             continue
+        if not files:
+            for name in names(source.get("data_files") or source["path"]):
+                yield Data(step.name, name, part, "changed or gone since", hub=False)
         contents = records.Contents(step.path.parent)
         for file in files:
             known = same and file.exists()
@@ -160,14 +173,15 @@ def _sources(value: Any) -> Iterator[Entry]:
 
 
 def _files(source: Entry) -> list[Path] | None:
-    """The local files of a source; None for the hub's."""
+    """The local files of a source as far as they are known; None for the hub's."""
     if source.get("data_files"):
         try:
-            found = records.data_files(Source.model_validate(source))
+            return records.data_files(Source.model_validate(source))
         except (FileNotFoundError, ValidationError):
-            found = []
-        return found or [Path(str(source["data_files"]))]
-    return None if on_hub(source) else [Path(str(source["path"]))]
+            return []
+    if on_hub(source):
+        return None
+    return [] if "://" in source["path"] else [Path(source["path"])]
 
 
 def _unchanged(step: Step) -> bool:

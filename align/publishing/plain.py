@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
+from align import yaml
 from align.records import is_path
 
 WHERE = ("launch", "workers")
 """Settings that say on which machines a stage ran; what it made does not depend on them."""
 
-_ABSOLUTE = re.compile(r"""(?<![\w:/.}$…])(?:~|\.{1,2})?(?:/[^\s/'",:;(){}\[\]]+)+""")
-_URL = re.compile(r"\b([a-z][a-z0-9+.-]*)://[^\s'\",}\]]*?([^\s'\",}\]/]*)(?=[\s'\",}\]]|$)")
+FILES = ("path", "data_dir", "data_files", "chat_template", "tokenizer", "use")
+"""Settings that name files: a blank in one of them is part of the name."""
+
+_ROOTED = r"(?:(?:~[\w.-]*|\.{1,2})/|/[^\s/'\"]+/)"
+"""How a path begins: `~/`, `~ann/`, `../`, `/home/`."""
+
+_PATH = re.compile(rf"{_ROOTED}[^\n]*")
+_QUOTED = re.compile(rf"([\"'])({_ROOTED}[^\"'\n]*)\1")
+_ABSOLUTE = re.compile(r"""(?<![\w/.}$…])(?:~[\w.-]*|\.{1,2})?(?:/[^\s/'",:;(){}\[\]]+)+/?""")
+_URL = re.compile(
+    r"\b([a-z][a-z0-9+.-]*)://[^\s'\",}\]/?#]*([^\s'\",}\]?#]*)"
+    # commas and brackets may be part of what signs an address
+    r"(?:[?#][^\s'\"]*?(?=[,}\])]*(?:[\s'\"]|$)))?",
+    re.IGNORECASE,
+)
 
 
 def settings(value: Any) -> Any:
@@ -33,25 +47,61 @@ def settings(value: Any) -> Any:
 
 
 def name(word: str) -> str:
-    """A path's last part, a URL without its host; other words as they are."""
+    """A path's last part, a URL without its host and what signs it; other words as they are."""
     if "://" in word:
-        return _URL.sub(r"\1://…/\2", word)
-    if "/" in word and not any(map(str.isspace, word)) and is_path(word):
+        return _URL.sub(_address, word)
+    blanks = any(map(str.isspace, word))
+    if _PATH.fullmatch(word) or ("/" in word and not blanks and is_path(word)):
         return PurePath(word).name
     return word
 
 
+def file(word: str) -> str:
+    """The name of what a setting leads to that names files; ids of the hub as they are."""
+    blanks = any(map(str.isspace, word))
+    return PurePath(word).name if blanks and "://" not in word else name(word)
+
+
 def text(said: str) -> str:
     """A text with the last parts of the paths in it that begin at a root, `~` or `..`."""
-    said = _URL.sub(r"\1://…/\2", said)
+    said = _URL.sub(_address, said)
+    said = _QUOTED.sub(lambda found: f"{found[1]}{PurePath(found[2]).name}{found[1]}", said)
     return _ABSOLUTE.sub(lambda found: PurePath(found[0]).name, said)
+
+
+def recipe(said: str, overrides: Iterable[str]) -> tuple[str, list[str]] | None:
+    """A recipe's text and its overrides; None where they say on which machines it was run."""
+    root = yaml.load(said, "", [])
+    below = [] if root is None else list(root.walk())
+    sets = [setting.partition("=") for setting in overrides]
+    keys = {key for path, _ in below for key in path}
+    if not keys.union(*(key.split(".") for key, _, _ in sets)).isdisjoint(WHERE):
+        return None
+    paths = (node.value for _, node in below if isinstance(node.value, str))
+    folders = {path.rpartition("/")[0] for path in paths if _PATH.fullmatch(path)}
+    for folder in sorted(folders, key=len, reverse=True):  # a blank ends a path in other texts
+        said = said.replace(f"{folder}/", "") if " " in folder else said
+    return text(said), [f"{key}={text(name(value))}" for key, _, value in sets]
 
 
 def _setting(key: str, value: Any) -> Any:
     """One setting; the files of rewards and tasks keep their shelf's name."""
     if key == "use" and isinstance(value, str) and not PurePath(value).is_absolute():
         return value
-    return settings(value)
+    return _files(value) if key in FILES else settings(value)
+
+
+def _files(value: Any) -> Any:
+    """Names of files, as `data_files` has them: one, several, or several by split."""
+    if isinstance(value, Mapping):
+        return {key: _files(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_files(inner) for inner in value]
+    return file(value) if isinstance(value, str) else value
+
+
+def _address(found: re.Match[str]) -> str:
+    return f"{found[1]}://…/{found[2].rpartition('/')[2]}"
 
 
 def _artifact(value: Mapping[str, Any]) -> Any:

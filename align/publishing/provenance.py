@@ -93,12 +93,12 @@ def _recipe(step: Step) -> str:
     found = lineage.text(step)
     if found is None:
         return (
-            "The recipe's file is not beside the store any more, or makes something else now. The "
-            "settings above, one block under the other below `stages:`, are a recipe that makes "
-            "the same."
+            "The recipe's file is not beside the store any more, makes something else now, or says "
+            "on which machines it runs. The settings above, one block under the other below "
+            "`stages:`, are a recipe that makes the same."
         )
     text, overrides = found
-    sets = [word for setting in overrides for word in ("--set", plain.text(setting))]
+    sets = [word for setting in overrides for word in ("--set", setting)]
     command = shlex.join(["align", "run", "recipe.yaml", *sets])
     return (
         f"`{command}` with this recipe makes it again; names of files stand for those above.\n\n"

@@ -5,13 +5,14 @@ Nothing leaves this machine before everything is checked, and what is wrong is s
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from align import named, records, store
+from align import named, records, store, talking
 from align.artifacts import read_json
 from align.errors import Problem, RecipeError, StageFailed
 from align.publishing import card, checks, folder, licences, lineage, places, results
@@ -34,7 +35,10 @@ def push(word: str, repo: str, wish: Wish, runs: Path, say: Say) -> None:
     if (where := named.place(word, runs)) != word:
         say(f"{word}: the last model is {model.name}, {where}")
     parcels = checks.checked(model, repo, wish, runs)
-    with store.lock(parcels[-1].runs, f"push.{parcels[-1].key}", f"{model.key} is being pushed"):
+    with contextlib.ExitStack() as held:
+        for parcel in parcels:  # the base, too: its folder is that of every adapter on it
+            busy = f"{parcel.model.name} ({parcel.key}) is being pushed"
+            held.enter_context(store.lock(parcel.runs, f"push.{parcel.key}", busy))
         try:
             _packed(parcels, wish, say)
             if wish.dry_run:
@@ -73,6 +77,7 @@ def _packed(parcels: list[Parcel], wish: Wish, say: Say) -> None:
 def _pack(parcel: Parcel, wish: Wish, say: Say) -> None:
     model, home = parcel.model, parcel.runs
     if parcel.merged:
+        talking.quiet()
         work = home / places.PUSHES / f"{parcel.key}.merged"
         model = folder.merged(model, work, home / ".cache", say)
     folder.build(model, parcel.base, parcel.folder)
@@ -82,6 +87,8 @@ def _pack(parcel: Parcel, wish: Wish, say: Say) -> None:
     origin = parcel.base or _origin(parcel, history)
     line = [step.path.name for step in history.line] + ([origin.repo] if origin else [])
     unmerged = checks.unmerged(parcel.model)
+    license = wish.license if parcel.repo != wish.with_base else None  # that one is not theirs
+    terms = licences.of(origin, ask=not wish.dry_run) if origin and not license else {}
     about = card.Subject(
         model=parcel.model,
         name=parcel.model.name,
@@ -91,10 +98,10 @@ def _pack(parcel: Parcel, wish: Wish, say: Say) -> None:
         lineage=history,
         measured=results.measured(parcel.model.path, parcel.model.name, home, line, unmerged),
         merged=parcel.merged,
-        license=wish.license or (licences.of(origin) if origin else None),
+        terms={"license": license} if license else terms,
         notes=parcel.notes,
     )
-    results.write(about.measured, about.name, parcel.folder)
+    results.write(about.measured, about.name, parcel.folder, home)
     card.write(about)
 
 
@@ -157,4 +164,4 @@ def _tag(parcel: Parcel) -> str:
         words.insert(0, str(read_json(parcel.model.path / "stage.json")["recipe"]))
     text = (parcel.folder / "README.md").read_text(encoding="utf-8")
     words.append(records.digest([parcel.key, text])[:8])
-    return re.sub(r"[^\w.-]+", "-", "-".join(words))
+    return re.sub(r"[^\w.-]+|\.{2,}", "-", "-".join(words)).lstrip(".-")

@@ -15,6 +15,7 @@ from align.gates import HELD_OUT
 from align.publishing.lineage import on_hub
 from align.publishing.markdown import yaml
 from align.reporting.wording import is_subset, main_metrics
+from align.results import read
 
 Entry = dict[str, Any]
 
@@ -28,8 +29,8 @@ def measured(
     """What the store's reports say of a model, as one report.
 
     `scores` of it and of the models it was compared with, `comparisons` of it, `tasks` and
-    `overlap`; `gates` about it, from `gates.verdicts`. A task that several evaluations asked in the
-    same way is told from the latest.
+    `overlap`; `gates` about it, from `gates.verdicts`. A task that several evaluations asked, in
+    whatever way, is told from the latest alone.
 
     Args:
         path: the model's directory.
@@ -42,20 +43,27 @@ def measured(
     ours = {path, merged} - {None}
     for file in sorted(root.glob("*/report.json"), key=_made_at, reverse=True):
         if (file.parent / store.MANIFEST).is_file():
-            _add(found, read_json(file), _made_at(file), _Subject(name, root.resolve(), ours, line))
+            _add(found, file, _Subject(name, root.resolve(), ours, line))
+    told = {task["task"]: task["report"] for task in found["tasks"]}
     for one in sorted(filter(None, ours), reverse=True):
-        said = gates.verdicts(root, one.name)
-        found["gates"] += [gate for entry in said for gate in entry["gates"]]
+        for entry in gates.verdicts(root, one.name):
+            found["gates"] += [
+                gate
+                for gate in entry["gates"]
+                if told.get(gate["task"].partition("/")[0], entry["report"]) == entry["report"]
+                and gate not in found["gates"]  # two recipes with the same evaluation
+            ]
         found["scores"] += _held_out(one, name)
     once = {(one["model"], one["task"], one["metric"]): one for one in found["scores"][::-1]}
     found["scores"] = list(once.values())[::-1]
     return found
 
 
-def write(report: Entry, name: str, folder: Path) -> list[Path]:
+def write(report: Entry, name: str, folder: Path, root: Path) -> list[Path]:
     """Write the main numbers on data sets of the hub as `.eval_results/<task>.yaml`.
 
-    Only where the items came from the hub itself: a local copy may hold anything.
+    Only where the items came from the hub itself: a local copy may hold anything. `root` is the
+    store, where the numbers of the items are.
     """
     metrics = main_metrics(report)
     written = []
@@ -67,7 +75,8 @@ def write(report: Entry, name: str, folder: Path) -> list[Path]:
             continue
         (folder / FOLDER).mkdir(exist_ok=True)
         file = folder / FOLDER / f"{task['task']}.yaml"
-        entries = eval_result_entries_to_yaml([_entry(task, source, score)])
+        share = _is_share(root / task["report"], score)
+        entries = eval_result_entries_to_yaml([_entry(task, source, score, share)])
         file.write_text(yaml(entries), encoding="utf-8")
         written.append(file)
     return written
@@ -93,17 +102,18 @@ class _Subject:
     line: Collection[str]
 
 
-def _add(found: Entry, report: Entry, made_at: str, about: _Subject) -> None:
+def _add(found: Entry, file: Path, about: _Subject) -> None:
     """What one report says of the model, but for tasks that are known from a later one."""
+    report, of = read_json(file), {"made_at": _made_at(file), "report": file.parent.name}
     keys = {
         one["key"]
         for one in report["scores"]
         if {(about.root / one["key"]).resolve(), _at(one)} & about.ours
     }
-    known = {_asked(task) for task in found["tasks"]}
+    known = {task["task"] for task in found["tasks"]}
     nothing = {"file": "", "n": 0, "settings": {}}  # reports of earlier versions do not say how
     asked = report.get("tasks") or [{"task": task, **nothing} for task in tasks(report)]
-    new = [task for task in asked if _asked(task) not in known]
+    new = [task for task in asked if task["task"] not in known]
     names = {task["task"] for task in new}
     if not keys or not names:
         return
@@ -123,7 +133,7 @@ def _add(found: Entry, report: Entry, made_at: str, about: _Subject) -> None:
         for one in report["scores"]
         if one["key"] in beside and one["task"].partition("/")[0] in names
     ]
-    found["tasks"] += [{**task, "made_at": made_at} for task in new]
+    found["tasks"] += [{**task, **of} for task in new]
     called = {one["model"] for one in report["scores"] if one["key"] in keys}
     found["overlap"] += [
         {**one, "found": bool(called & {*one["models"]})}
@@ -135,10 +145,6 @@ def _add(found: Entry, report: Entry, made_at: str, about: _Subject) -> None:
 def _at(score: Entry) -> Path:
     """The directory of a model that was named by its path."""
     return Path(score["key"]).expanduser().resolve()
-
-
-def _asked(task: Entry) -> str:
-    return str((task["task"], task["file"], task["n"], task["settings"]))
 
 
 def _held_out(path: Path, name: str) -> Iterator[Entry]:
@@ -157,9 +163,18 @@ def _score(report: Entry, name: str, task: str, metrics: dict[str, str]) -> Entr
     return next((one for one in mine if one["metric"] == metrics[task]), None)
 
 
-def _entry(task: Entry, source: Entry, score: Entry) -> EvalResultEntry:
+def _is_share(evaluation: Path, score: Entry) -> bool:
+    """Whether every item's number lies from 0 to 1; a number of all items together is none."""
+    report = read_json(evaluation / "report.json")
+    names = dict(zip(report.get("models", ()), report.get("files", ()), strict=True))
+    file = evaluation / "items" / score["task"] / f"{names.get(score['key'])}.jsonl"
+    values = [row.get(score["metric"]) for row in read(file)[1]] if file.is_file() else []
+    known = [value for value in values if value is not None]
+    return bool(known) and all(0 <= value <= 1 for value in known)
+
+
+def _entry(task: Entry, source: Entry, score: Entry, share: bool) -> EvalResultEntry:
     """A number as the hub has it: shares in percent, as its benchmarks have them."""
-    share = 0 <= score["mean"] <= 1
     scale = 100 if share else 1
     notes = [f"{score['metric']}{' in %' if share else ''}", f"{score['n']:,} items"]
     if score["ci_low"] is not None:

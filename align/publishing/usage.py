@@ -9,12 +9,16 @@ from align.artifacts import read_json
 from align.models import describe
 from align.publishing.folder import GENERATION
 from align.publishing.markdown import code, fenced
+from align.rendering import TODAY
 from align.tokenizing import template_hash
 
 if TYPE_CHECKING:
     from align.publishing.card import Subject
 
 TEMPLATE = "chat_template.jinja"
+
+RANKS = 512
+"""The highest rank that vLLM serves."""
 
 
 def section(about: Subject) -> str:
@@ -24,8 +28,9 @@ def section(about: Subject) -> str:
 
 def _parts(about: Subject) -> Iterator[str]:
     yield fenced("\n".join(_python(about)), "python")
-    yield "Every push has a tag: `revision=` takes it, or a commit of this repository."
+    yield "`revision=` takes a tag of this repository, or a commit."
     yield from _vllm(about)
+    yield from _llama(about)
     yield from _template(about)
     if about.adapter and (how := describe(about.model).quantization):
         settings = ", ".join(f"{key}={value!r}" for key, value in how.items())
@@ -109,13 +114,31 @@ def _beyond_vllm(config: dict[str, Any]) -> str:
     found = ["weight-decomposed matrices (DoRA)"] if config.get("use_dora") else []
     found += ["modules that are saved whole"] if config.get("modules_to_save") else []
     found += ["biases"] if config.get("lora_bias") or config.get("bias") != "none" else []
+    found += [f"a rank above {RANKS}"] if _rank(config) > RANKS else []
     return " and ".join(found)
 
 
 def _room(config: dict[str, Any]) -> int:
     """The rank that vLLM has to make room for: powers of two from 8."""
-    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
-    return max(8, 1 << (int(rank) - 1).bit_length())
+    return max(8, 1 << (_rank(config) - 1).bit_length())
+
+
+def _rank(config: dict[str, Any]) -> int:
+    """The highest of its ranks."""
+    return int(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
+
+
+def _llama(about: Subject) -> Iterator[str]:
+    """What llama.cpp's converter leaves out without a word."""
+    config = about.adapter
+    if about.reward or not config or not config.get("use_rslora"):
+        return
+    said = "llama.cpp's converter does not know rsLoRA, by which this adapter is scaled: "
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        yield f"{said}push it once more with `--merged` for a GGUF."
+    else:
+        times = f"--lora-scaled FILE.gguf:{config['r'] ** 0.5:.4g}"
+        yield f"{said}give the GGUF as {code(times)}, the root of its rank, or merge it first."
 
 
 def _template(about: Subject) -> Iterator[str]:
@@ -132,3 +155,8 @@ def _template(about: Subject) -> Iterator[str]:
         ends = read_json(generation)["eos_token_id"]
         said += f"; answers end at token {', '.join(map(str, ends))}"
     yield f"{said}."
+    if "strftime_now" in file.read_text(encoding="utf-8"):
+        yield (
+            f"It writes the day's date; in training that was {TODAY:%d %b %Y} on every day. With "
+            "another date the model reads prompts that it was not trained on."
+        )
