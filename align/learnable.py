@@ -173,15 +173,26 @@ class Learnable:
         for fault, (first, more) in self._faults.items():
             others = f" So it is with {more:,} more." if more else ""
             raise StageFailed(f"{first}{others}{_REMEDIES.get(fault, '')}")
-        long = self._counted("dropped.too_long")
+        long = self.long()
         if long > LOUD * self.rows:
+            shortened = self.too_long == "turns"
+            what = ", without their older turns, too" if shortened else ""
+            remedy = "" if shortened else ", or leave out old turns: `too_long: turns`"
             self.out.say(
-                f"{self._name()}: {long:,} of {self.rows:,} rows ({long / self.rows:.1%}) are LEFT "
-                f"OUT: they are longer than {self.limit:,} tokens. Raise trainer.max_length as far "
-                "as the model's context allows, or leave out old turns: `too_long: turns`."
+                f"{self.name()}: {long:,} of {self.rows:,} rows ({long / self.rows:.1%}) are LEFT "
+                f"OUT: they are longer than {self.limit:,} tokens{what}. Raise trainer.max_length "
+                f"as far as the model's context allows{remedy}."
             )
         if self._counted("answers.learnt"):
-            self.out.say(f"{self._name()}: {' '.join(self._found())}")
+            self.out.say(f"{self.name()}: {' '.join(self._found())}")
+
+    def long(self) -> int:
+        """How many are left out because they are too long."""
+        return self._counted("dropped.too_long")
+
+    def name(self) -> str:
+        """The stage's key for the rows."""
+        return "eval_data" if self.prefix else "data"
 
     def _begin(self, row: Row, ids: list[int]) -> None:
         """See that all rows begin alike: with the begin-of-text token (once: chat.py), or not."""
@@ -246,9 +257,6 @@ class Learnable:
     def _fault(self, kind: str, sentence: str) -> None:
         first, more = self._faults.get(kind, (sentence, -1))
         self._faults[kind] = first, more + 1
-
-    def _name(self) -> str:
-        return "eval_data" if self.prefix else "data"
 
 
 def conversations(

@@ -104,10 +104,10 @@ def pairs(
             "equal answers. Raise trainer.max_length as far as the model's context allows, or look "
             "at the data."
         )
-    if kept < learnable.rows:
+    if unfit := learnable.rows - kept - learnable.long():
         out.say(
-            f"{learnable.rows - kept} of {learnable.rows} pairs are dropped (longer than {limit} "
-            "tokens, or equal)."
+            f"{learnable.name()}: {unfit:,} of {learnable.rows:,} pairs are left out that are not "
+            "too long: their answers are equal, or the counts `dropped` say why."
         )
 
 

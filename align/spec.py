@@ -19,7 +19,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -85,7 +85,8 @@ class Spec:
     """A directory or hub id."""
 
     template: str | None = None
-    """The hash of its chat template; None: there is none, or nobody wrote it down."""
+    """The hash of its chat template; None: there is none, nobody wrote it down, or `base` names
+    another."""
 
 
 def describe(model: Model) -> Spec:
@@ -106,7 +107,7 @@ def describe(model: Model) -> Spec:
         if not path.is_dir():
             raise StageFailed(f"{path} does not exist. Look at the path of `base:`.")
         if (path / "model.json").is_file():  # a model of the store, named by its path
-            return describe(Model(path))
+            return _changed(describe(Model(path)), base)
         if is_adapter(path):
             return _adapter(path, base)
     elif (cached := hub.snapshot("model", base.path, base.revision)) and is_adapter(cached):
@@ -128,6 +129,13 @@ def describe(model: Model) -> Spec:
     )
 
 
+def _changed(spec: Spec, asked: Base) -> Spec:
+    """A model of the store with what a recipe's `base:` says beside its path."""
+    change = asked.model_dump(exclude_defaults=True, exclude={"path", "revision"})
+    template = None if "chat_template" in change else spec.template
+    return replace(spec, base=spec.base.model_copy(update=change), template=template)
+
+
 def is_adapter(path: Path) -> bool:
     """Whether a directory holds an adapter, and no model."""
     return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
@@ -147,7 +155,13 @@ def adapter_config(path: Path) -> dict[str, Any]:
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA":
         raise StageFailed(f'"peft_type" is {kind} and must be "LORA" in {file}.')
-    if not (path / "adapter_model.safetensors").is_file():
+    weights = path / "adapter_model.safetensors"
+    if not weights.is_file() and not weights.with_suffix(".bin").is_file():
+        raise StageFailed(
+            f"{path} has no adapter_model.safetensors. Fetch the whole adapter: `hf download` and "
+            "its name."
+        )
+    if not weights.is_file():
         raise StageFailed(
             f"{path} has no adapter_model.safetensors. Weights in .bin files can run code when "
             "they are loaded and are refused: load it with peft once, and save it again."

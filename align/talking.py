@@ -22,6 +22,18 @@ TEMPERATURE = 0.7
 """Where neither the person nor the model's generation_config.json says one."""
 
 
+NO_TEXT = "This is no UTF-8 text."
+
+
+def is_text(text: str) -> bool:
+    """Whether a tokenizer can read it: a broken byte comes as one half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Asked:
     """What the person says about the answers."""
@@ -39,6 +51,8 @@ class Asked:
         if self.temperature is not None and not 0 <= self.temperature < math.inf:
             message = "It must be 0 (the likeliest token at every place) or more."
             yield Problem(f"--temperature {self.temperature:g}", "", message)
+        if not is_text(self.system or ""):
+            yield Problem("--system", "", NO_TEXT)
         if self.max_new_tokens < 1:
             message = "An answer has at least one token."
             yield Problem(f"--max-new-tokens {self.max_new_tokens}", "", message)
@@ -108,12 +122,11 @@ class Talker:
         """What is said to the last question, as it is drawn; so much of it is in the dialog.
 
         Raises:
-            StageFailed: the model has no room left, or its template refuses the dialog. The
-                question is taken back.
+            StageFailed: see `prompt`.
         """
         from align.generation.streaming import pieces, stream
 
-        prompt = self._prompt()
+        prompt = self.prompt()
         turn = {"role": "assistant", "content": ""}
         self.messages.append(turn)
         drawn = stream(
@@ -139,20 +152,21 @@ class Talker:
             return f"(cut: {self.name} reads at most {self.context:,} tokens)"
         return "(cut at --max-new-tokens)"
 
-    def _prompt(self) -> list[int]:
+    def prompt(self) -> list[int]:
+        """Token ids of the dialog, up to where the answer begins.
+
+        Raises:
+            StageFailed: the model has no room left, or its template refuses the dialog.
+        """
         from align import chat
 
-        try:
-            prompt = chat.prompt(self.tokenizer, self.messages)
-            if len(prompt) >= self.context:
-                raise StageFailed(
-                    f"The dialog has {len(prompt):,} tokens, and {self.name} reads at most "
-                    f"{self.context:,}. Leave out its oldest question with /forget, all of it with "
-                    "/clear, and ask again."
-                )
-        except StageFailed:
-            self.messages.pop()
-            raise
+        prompt = chat.prompt(self.tokenizer, self.messages)
+        if len(prompt) >= self.context:
+            raise StageFailed(
+                f"The dialog has {len(prompt):,} tokens, and {self.name} reads at most "
+                f"{self.context:,}. Leave out its oldest question with /forget, all of it with "
+                "/clear, and ask again."
+            )
         return prompt
 
     def again(self) -> bool:
@@ -204,15 +218,15 @@ def load(words: Sequence[str], store: Path, template: str | None, asked: Asked) 
             problems.append(Problem(word, "", message))
     if problems:
         raise RecipeError(problems)
-    _quiet()
+    quiet()
     names = [model.name for model in found]
     for word, model in zip(words, found, strict=True):
         model.name = word if names.count(model.name) > 1 else model.name
     return [Talker(model, template, asked) for model in found]
 
 
-def _quiet() -> None:
-    """What libraries say to their own developers has no place in a dialog.
+def quiet() -> None:
+    """What libraries say to their own developers has no place on a person's terminal.
 
     bitsandbytes warns on a CPU that a kernel of the hub is not there, transformers of what PEFT
     0.21 calls.

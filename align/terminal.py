@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from align.errors import StageFailed
 from align.options import nearest
-from align.talking import Talker
+from align.talking import NO_TEXT, Talker, is_text
 from align.visible import visible
 
 Show = Callable[[str], None]
@@ -40,11 +40,14 @@ def converse(talkers: Sequence[Talker], show: Show) -> None:
             show("\n/quit or Ctrl-D ends.\n")
             continue
         except UnicodeDecodeError:
-            show("This is no UTF-8 text.\n")
+            show(f"{NO_TEXT}\n")
             continue
         except EOFError:
             show("\n")
             return
+        if not is_text(line):
+            show(f"{NO_TEXT}\n")
+            continue
         name, _, rest = line.strip().partition(" ")
         if name == f"/{quit.__name__}":
             return
@@ -119,7 +122,18 @@ COMMANDS: tuple[Callable[[Sequence[Talker], str, Show], None], ...] = (
 
 
 def _answers(talkers: Sequence[Talker], show: Show) -> None:
-    """Every model's answer, as it is drawn. Ctrl-C ends one of them."""
+    """Every model's answer, as it is drawn. Ctrl-C ends one of them.
+
+    Where one model cannot answer none does, and all forget the question: their dialogs stay alike.
+    """
+    try:
+        for talker in talkers:
+            talker.prompt()
+    except (StageFailed, KeyboardInterrupt) as failure:
+        for talker in talkers:
+            talker.leave_out(-1)
+        show(f"\n{failure}\n")
+        return
     for number, talker in enumerate(talkers):
         show(_head(talkers, number))
         try:
@@ -128,8 +142,6 @@ def _answers(talkers: Sequence[Talker], show: Show) -> None:
             note = talker.cut
         except KeyboardInterrupt:
             note = "(stopped)"
-        except StageFailed as failure:
-            note = str(failure)
         show(f"\n{note}\n" if note else "\n")
 
 

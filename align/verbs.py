@@ -260,6 +260,9 @@ def chat(arguments: list[str]) -> int:
         raise RecipeError([Problem("align chat", "", "Nothing is asked. Write a question.")])
     from align import talking, terminal
 
+    if not talking.is_text(text or ""):
+        where = "stdin" if asked.prompt is None else "--prompt"
+        raise RecipeError([Problem(where, "", talking.NO_TEXT)])
     words = [asked.model, *filter(None, [asked.compare])]
     how = talking.Asked(asked.temperature, asked.max_new_tokens, asked.seed, asked.system)
     talkers = talking.load(words, asked.store, asked.chat_template, how)

@@ -132,6 +132,22 @@ def test_a_stage_holds_the_largest_of_what_it_loads_one_after_the_other(world: P
         assert held is not None and held["weights"] == 4 * eight.parameters(head=True)
 
 
+def test_curate_takes_what_its_rules_load(world: Path) -> None:
+    scores = "{use: reward/model.py, model: reward}"
+    stage = (
+        "  {0}: {{use: curate, rows: preferences, data: {{path: pairs.jsonl, count: 20}}, "
+        "decontaminate: [{{use: eval/answers.py, data: pairs.jsonl, reward: {1}}}]{2}}}\n"
+    )
+    quality = f", quality: {{reward: {scores}}}"
+    (world / "c.yaml").write_text(
+        RECIPE + stage.format("plain", scores, "") + stage.format("good", scores, quality)
+    )
+    found = costs.Costs(recipe.read("c.yaml"))
+    assert found.cells("plain") == ("-", "-", "20 rows", "?")
+    weights = [(found.estimates[name].memory or {}).get("weights") for name in ("good", "score")]
+    assert weights[0] and weights[0] == weights[1]
+
+
 def test_what_nothing_makes_fit_is_said(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = plan(capsys, "--memory", "2GiB")
     assert "makes it fit: take a smaller model\n" in out

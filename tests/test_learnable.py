@@ -227,6 +227,9 @@ def test_a_long_row_loses_its_oldest_turns_or_is_dropped_or_stops_the_stage(
     [text] = learn([LONG], tokenizer, out, limit=one, too_long="turns")
     assert text.endswith("<|assistant|>⟦3<|end|>⟧\n") and "Two?" not in text
     assert not learn([LONG], tokenizer, out, limit=one - 1, too_long="turns")
+    shown = capsys.readouterr().err
+    assert f"longer than {one - 1} tokens, without their older turns, too. Raise" in shown
+    assert "leave out old turns" not in shown, "it does"
 
     again = Out(tmp_path, tmp_path)
     assert len(learn(dialogs, tokenizer, again, limit=whole - 1)) == 1
@@ -258,6 +261,29 @@ def test_the_prompt_of_a_long_pair_loses_its_oldest_turns_and_no_answer_does(
         list(pairs([long], tokenizer, limit, out, too_long="turns"))
     with pytest.raises(StageFailed, match="Row a has .* So it is with 1 more"):
         list(pairs([row, row], tokenizer, limit, out, too_long="stop"))
+
+
+def test_what_becomes_of_a_pair_is_said_once(
+    tokenizer: Any, out: Out, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"id": "a", "prompt": [ask("Hi")], "chosen": [say("y")], "rejected": [say("n")]}
+    long = {**row, "chosen": [say("y" * 99)]}
+    assert len(list(pairs([row, long], tokenizer, 60, out))) == 1
+    shown = capsys.readouterr().err
+    assert "data: 1 of 2 rows (50.0%) are LEFT OUT" in shown and "1 of 2 pairs" not in shown
+    unlearnt = {**row, "rejected": [{**say("n"), "weight": 0}]}
+    rows = [row, unlearnt, {**row, "rejected": [say("y")]}]
+    again = Out(out.path, out.path)
+    assert len(list(pairs(rows, tokenizer, 60, again))) == 1
+    shown = capsys.readouterr().err
+    assert "data: 2 of 3 pairs are left out that are not too long" in shown
+    assert again.counts["dropped.nothing_to_learn"]["n"] == 1
+    assert again.counts["dropped.equal_answers"]["n"] == 1
+
+
+def test_an_answer_of_which_nothing_is_learnt_is_a_sentence(tokenizer: Any) -> None:
+    with pytest.raises(StageFailed, match="or none but with the weight 0"):
+        chat.answer(tokenizer, [ask("Hi")], [{**say("n"), "weight": 0}])
 
 
 def test_a_stage_reads_its_rows_before_it_loads_its_model(

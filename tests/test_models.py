@@ -230,6 +230,17 @@ def test_a_store_can_be_moved(tiny_model: Path, tmp_path: Path) -> None:
     assert (logits(models.load(base(link))) - logits(moved)).abs().max() == 0.0
 
 
+def test_a_model_of_the_store_takes_the_template_that_a_recipe_names_beside_its_path(
+    tiny_model: Path, new: Callable[[str], Out]
+) -> None:
+    out = new("made")
+    models.save(models.load(base(tiny_model)), models.tokenizer(base(tiny_model)), None, out)
+    own = models.tokenizer(base(out.path))
+    other = models.tokenizer(base(out.path, chat_template="chatml", pad_token="</s>"))
+    assert "<|im_start|>" in other.chat_template and "<|im_start|>" not in own.chat_template
+    assert other.pad_token == "</s>" != own.pad_token
+
+
 def test_an_adapter_opens_in_peft_from_its_own_directory(
     tiny_model: Path, new: Callable[[str], Out], monkeypatch: pytest.MonkeyPatch
 ) -> None:

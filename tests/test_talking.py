@@ -100,6 +100,8 @@ def test_what_a_tokenizer_takes_back_is_not_shown_twice() -> None:
         (["--temperature", "-1"], "--temperature -1: It must be 0 (the likeliest token"),
         (["--temperature", "nan"], "--temperature nan: It must be 0"),
         (["--max-new-tokens", "0"], "--max-new-tokens 0: An answer has at least one token."),
+        (["--prompt", "a\udcff"], "--prompt: This is no UTF-8 text."),
+        (["--system", "a\udcff"], "--system: This is no UTF-8 text."),
         (["--prompt", " "], "align chat: Nothing is asked. Write a question."),
     ],
 )
@@ -202,7 +204,7 @@ def test_the_model_reads_what_was_said_before(talker: talking.Talker) -> None:
     talker.ask("Hi")
     first = "".join(talker.answer())
     talker.ask("More?")
-    prompt = talker.tokenizer.decode(talker._prompt())
+    prompt = talker.tokenizer.decode(talker.prompt())
     assert prompt == (
         f"<s><|system|>Be brief.<|end|>\n<|user|>Hi<|end|>\n<|assistant|>{first}<|end|>\n"
         "<|user|>More?<|end|>\n<|assistant|>"
@@ -245,6 +247,28 @@ def test_a_full_context_is_said_and_nothing_is_left_out_unasked(
     assert "reads at most 256. Leave out its oldest question with /forget" in person.shown
     assert person.shown.count("(left out: xxx") == 1
     assert [m["content"][:1] for m in talker.messages if m["role"] == "user"] == ["y"]
+
+
+def test_a_broken_byte_is_said_and_the_dialog_goes_on(
+    talker: talking.Talker, monkeypatch: pytest.MonkeyPatch, said: Callable[..., str]
+) -> None:
+    person = Typed(monkeypatch, ["Hi", "a\udcff", "/system \udcff", "More?"])
+    terminal.converse([talker], person.show)
+    assert person.shown.count("This is no UTF-8 text.\n") == 2
+    assert roles(talker) == "s u a u a"
+    assert "stdin: This is no UTF-8 text." in said(talker.name, stdin="a\udcff", code=2)
+
+
+def test_where_one_of_two_models_has_no_room_both_forget_the_question(
+    talker: talking.Talker, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = talking.Asked(temperature=0, max_new_tokens=8, seed=0, system="Be brief.")
+    [small] = talking.load([str(tiny_model)], Path("runs"), None, asked)
+    small.context = 100
+    person = Typed(monkeypatch, ["Hi", "x" * 150])
+    terminal.converse([talker, small], person.show)
+    assert "reads at most 100." in person.shown
+    assert roles(talker) == roles(small) == "s u a"
 
 
 def test_an_answer_that_ends_with_the_context_says_so(talker: talking.Talker) -> None:

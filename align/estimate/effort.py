@@ -79,6 +79,8 @@ def _ahead(what: Any, use: str) -> tuple[float | None, bool, float | None]:
     if use == "sample":
         drawn = _sum(_rows(source) for source in what.prompts)
         return None, False, drawn and drawn * what.most
+    if use == "curate":
+        return _sum(map(_tokens, what.data)), False, _sum(map(_rows, what.data))
     if use not in totals.CONFIGS:
         return None, False, None
     if what.trainer.get("max_steps", -1) > 0:

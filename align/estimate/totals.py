@@ -124,6 +124,10 @@ def _memory(what: Any, use: str) -> Parts:
             options = {**task.decoding(), **task.generation}
             found += [_drawing(one, what.rows or ROWS, task.samples, options) for one in models]
         return max(found, key=_sum, default={})
+    if use == "curate":  # what decontamination reads of tasks loads none of their models
+        rules = [what.quality, what.difficulty, what.semantic]
+        loaded = [one for one in records.consumed(rules) if isinstance(one, Model)]
+        return max([_scoring(anatomy(one), 2 * PROMPT) for one in loaded], key=_sum, default={})
     if use == "merge":
         made = anatomy(what.model)
         return memory.weights(made.shape, made.width, head=made.head)

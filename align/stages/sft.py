@@ -10,6 +10,7 @@ from pydantic import Field
 from align import data, models, splits, training
 from align.artifacts import Conversations, Model
 from align.data import Source
+from align.errors import StageFailed
 from align.launch import Launch
 from align.learnable import TooLong, conversations
 from align.out import Out
@@ -106,9 +107,25 @@ class Sft(Stage):
     ) -> Iterator[dict[str, list[int]]]:
         """Token ids and labels (-100: not learnt) of every conversation that fits."""
         rows = data.mix(list(sources), Conversations, self.seed, out)
+        if self.train_on == "all":
+            rows = map(_learnt_whole, rows)
         for tokens in conversations(rows, tokenizer, limit, out, prefix, self.too_long):
             learnt = tokens.labels if self.train_on == "assistant" else tokens.ids
             out.count(f"{prefix}rows")
             out.count(f"{prefix}tokens", len(tokens.ids))
             out.count(f"{prefix}tokens.learnt", sum(label != -100 for label in learnt))
             yield {"input_ids": tokens.ids, "labels": learnt}
+
+
+def _learnt_whole(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, of which every token is learnt.
+
+    Raises:
+        StageFailed: a message says that it is not to be learnt.
+    """
+    if any(message.get("weight") == 0 for message in row["messages"]):
+        raise StageFailed(
+            f"Row {row['id']} has a message with the weight 0, which is only read, and `train_on: "
+            "all` learns every message. Leave `train_on` out, or the weight."
+        )
+    return row

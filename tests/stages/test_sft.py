@@ -108,6 +108,16 @@ def test_what_the_assistant_did_not_say_is_not_learnt(
     assert json.loads((everything.path / "metrics.jsonl").read_text())["loss"] != line["loss"]
 
 
+def test_what_is_only_read_is_not_learnt_with_all(
+    tmp_path: Path, base: Model, write_rows: Callable[[str, list[dict[str, Any]]], Path]
+) -> None:
+    turns = [("user", 1), ("assistant", 0), ("user", 1), ("assistant", 1)]
+    dialog = [{"role": role, "content": "a", "weight": weight} for role, weight in turns]
+    data = [Source(path=str(write_rows("few.jsonl", [{"messages": dialog}] * 2)))]
+    with pytest.raises(StageFailed, match="has a message with the weight 0, which is only read"):
+        run(tmp_path / "sft", model=base, data=data, train_on="all")
+
+
 @pytest.mark.parametrize("quantization", [None, {"load_in_4bit": True}])
 def test_an_adapter_changes_and_its_base_does_not(
     tmp_path: Path, base: Model, rows: Source, quantization: dict[str, Any] | None
