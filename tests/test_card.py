@@ -184,11 +184,13 @@ def test_scores_of_the_models_before_stand_beside(tmp_path: Path) -> None:
 def test_limits_say_what_the_numbers_do_not(tmp_path: Path) -> None:
     stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, GSM8K)
     seen = {"task": "gsm8k", "items": 100, "exact": 7, "partial": 5, "found": True}
+    seen["not_read"] = {"json /srv/ann lee/x.jsonl": "gone"}
     report = results.measured(tmp_path / "dpo-1", "mine", tmp_path) | {"overlap": [seen]}
     about = replace(subject(tmp_path), measured=report, merged=True)
     said = evidence.limits(about)
     assert "Measured was: gsm8k." in said and "No control of it was evaluated" in said
     assert "12 of 100 items of gsm8k stand in the training data, 7 of them word for word" in said
+    assert "Of `x.jsonl` it is not known whether tasks stand in it" in said
     assert "before it was folded in" in said and "not known here" in said
     assert "before it was folded in" not in evidence.limits(replace(about, merged=False))
     assert "Nothing was measured" in evidence.limits(subject(tmp_path))

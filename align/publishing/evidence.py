@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from align.publishing.markdown import code, fenced, folded, plain, table, yaml
-from align.publishing.plain import settings
+from align.publishing.plain import file, settings
 from align.publishing.results import tasks
 from align.reporting import scores
 from align.reporting.subsets import Compared
@@ -151,6 +151,6 @@ def _overlap(report: Entry) -> Iterator[str]:
         else:
             clean.append(plain(one["task"]))
         for name in one.get("not_read", ()):
-            yield f"Of {code(name)} it is not known whether tasks stand in it."
+            yield f"Of {code(file(name))} it is not known whether tasks stand in it."
     if clean:
         yield f"No item stands in the training data that was read: {', '.join(clean)}."
