@@ -13,6 +13,7 @@ from align.adapters import carried
 from align.artifacts import Artifact, Model, read_json
 from align.errors import StageFailed
 from align.estimate.anatomy import anatomy
+from align.publishing import places
 from align.shapes import Unknown
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ def unneeded(root: Path, plans: Iterable[Plan] = ()) -> dict[Path, int]:
     """Directories of the store that no recipe needs, with their sizes.
 
     Needed is what `runs/<recipe>/` links to for any recipe run here, what the given plans name, and
-    whatever those were made from; a directory that is being written is left alone.
+    whatever those were made from; a directory that is being written is left alone. Nobody needs the
+    folders that pushes leave which were for looking at, or refused.
     """
     ahead = [stage.artifact.path for plan in plans for stage in plan.stages.values()]
     for link in root.glob("*/*"):
@@ -159,6 +161,9 @@ def unneeded(root: Path, plans: Iterable[Plan] = ()) -> dict[Path, int]:
         if path in needed or (path == store.partial(own) and own in needed and not own.exists()):
             continue
         if store.writer(root, own.name) is None:
+            found[path] = _size(path)
+    for path in sorted(root.glob(f"{places.PUSHES}/*/")):
+        if store.writer(root, f"push.{path.name.removesuffix('.merged')}") is None:
             found[path] = _size(path)
     return found
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import platform
 import random
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from align import launch, nodes, processes, records, slurm, store, versions
+from align import credentials, launch, nodes, processes, records, slurm, store, versions
 from align.artifacts import Model, read_json
 from align.errors import GateStopped, RecipeError, StageFailed
 from align.out import Out
@@ -60,6 +61,7 @@ def guarded(do: Callable[[Path], int], work: Path) -> int:
     """Call `do(work)`: the border of the process, where exceptions become an exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # training sets one of its own
+    modest()
     try:
         return do(work)
     except KeyboardInterrupt:
@@ -78,6 +80,23 @@ def guarded(do: Callable[[Path], int], work: Path) -> int:
         if store.is_full(error, work):
             sentence = store.full(work)
         return _failed(work, sentence, 1)
+
+
+def modest() -> None:
+    """What the hub's client logs is without signed addresses and tokens: it names them when it
+    tries a download again, and `log.txt` is shown to others.
+
+    At the making of records, since the client has no handlers before it is imported.
+    """
+    made = logging.getLogRecordFactory()
+
+    def record(*arguments: Any, **named: Any) -> logging.LogRecord:
+        said = made(*arguments, **named)
+        if said.name.startswith("huggingface_hub"):
+            said.msg, said.args = credentials.hidden(said.getMessage()), ()
+        return said
+
+    logging.setLogRecordFactory(record)
 
 
 def _failed(work: Path, sentence: str, code: int) -> int:

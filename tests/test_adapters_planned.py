@@ -299,6 +299,9 @@ def test_an_adapter_that_is_damaged_or_in_a_bin_file_is_refused(
     weights.rename(foreign / "adapter_model.bin")
     (found,) = planned("seed: 1", model=foreign)
     assert "has no adapter_model.safetensors. Weights in .bin files can run code" in found
+    (foreign / "adapter_model.bin").unlink()
+    (found,) = planned("seed: 1", model=foreign)
+    assert "has no adapter_model.safetensors. Fetch the whole adapter: `hf download`" in found
 
 
 def test_an_adapter_of_another_rank_than_its_weights_is_found_by_the_plan(

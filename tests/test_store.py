@@ -306,6 +306,20 @@ def test_clean_leaves_alone_what_is_being_written(tmp_path: Path) -> None:
     assert set(space.unneeded(tmp_path)) == {tmp_path / "dpo-0.partial"}
 
 
+def test_clean_removes_the_folders_of_pushes_and_keeps_what_they_note(tmp_path: Path) -> None:
+    pushes = tmp_path / ".pushes"
+    for name in ("dpo-0", "dpo-1", "dpo-1.merged"):
+        (pushes / name).mkdir(parents=True)
+        (pushes / name / "README.md").write_text("# A card")
+    note = pushes / "dpo-0.json"
+    note.write_text("{}")
+    with store.lock(tmp_path, "push.dpo-1", "busy"):
+        space.clean(tmp_path, yes=True)
+        assert {path.name for path in pushes.iterdir()} == {note.name, "dpo-1", "dpo-1.merged"}
+    space.clean(tmp_path, yes=True)
+    assert list(pushes.iterdir()) == [note]
+
+
 # -- a full disk ---------------------------------------------------------------------------------
 
 

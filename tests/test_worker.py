@@ -18,7 +18,7 @@ from align.errors import StageFailed
 from align.settings import Stage
 
 STAGE = """
-import os, sys, time, warnings
+import logging, os, sys, time, warnings
 from typing import Any
 from align.artifacts import Prompts
 from align.errors import GateStopped, StageFailed
@@ -46,6 +46,8 @@ class Step(Stage):
             print("printed")
             os.write(1, b"from C\\n")
             warnings.warn("a warning")
+            client = logging.getLogger("huggingface_hub.utils")
+            client.warning("at %s", "https://store.example/it?X-Amz-Signature=5ecret")
         if self.does == "sleep":
             time.sleep(60)
         if self.does == "full":
@@ -134,6 +136,7 @@ def test_a_stage_for_a_runner_says_everything_to_its_log(begin: Begin) -> None:
     assert fresh(work) == 0
     log = (store_path(work) / "log.txt").read_text()
     assert "» I begin\n" in log and "printed\n" in log and "from C\n" in log and "a warning" in log
+    assert "at https://store.example/it\n" in log, "the signature is for the client alone"
     store.verify(store_path(work))
 
 
