@@ -23,6 +23,7 @@ from align import chat
 from align.chat import CONTENT, END, Encoded, Refused
 from align.errors import StageFailed
 from align.out import Out
+from align.rendering import THOUGHTS, unwritten
 from align.settings import Dialog
 from align.tokenizing import template_hash
 
@@ -56,12 +57,20 @@ def shorter(dialog: Dialog) -> Iterator[Dialog]:
     """A dialog without its oldest exchange, without its two oldest, … down to its last one.
 
     An exchange is what a user asks and all that follows, calls and results of tools too. The
-    system prompt stays.
+    system prompt stays, and so does a first exchange that is only read (weight 0): that of `ghost`
+    has the instruction which all the others follow.
     """
     head = next((i for i, m in enumerate(dialog) if m["role"] != "system"), len(dialog))
-    for i in range(head + 1, len(dialog)):
-        if dialog[i]["role"] == "user" and dialog[i - 1]["role"] != "user":
-            yield dialog[:head] + dialog[i:]
+    starts = [
+        i
+        for i in range(head + 1, len(dialog))
+        if dialog[i]["role"] == "user" and dialog[i - 1]["role"] != "user"
+    ]
+    first = [m for m in dialog[head : min(starts, default=head)] if m["role"] == "assistant"]
+    if first and all(message.get("weight") == 0 for message in first):
+        head = starts.pop(0)
+    for i in starts:
+        yield dialog[:head] + dialog[i:]
 
 
 @dataclass
@@ -115,7 +124,7 @@ class Learnable:
                 self._fault("too_long", f"Row {row['id']} has {what}.")
                 return None
             if self.too_long == "turns":
-                ends = list(shorter(dialog))
+                ends = [end for end in shorter(dialog) if "prompt" in row or _teaches(end)]
                 at = bisect_left(ends, True, key=lambda end: size(encode(end)) <= self.limit)
                 if at < len(ends):
                     left = {"messages_left_out": len(dialog) - len(ends[at])}
@@ -151,6 +160,8 @@ class Learnable:
             self._fault("end", f"Row {row['id']} has {fact}")
         elif self.rows <= READ:
             self._read(row, before, said, turns, encoded.ids)
+        lost = unwritten(self.tokenizer, [*before, *said], len(before), row.get("tools"))
+        self._count("answers.thoughts_not_written", lost, {"id": row["id"]})
         return True
 
     def tell(self, row: Row, before: Dialog, said: Dialog) -> None:
@@ -189,6 +200,14 @@ class Learnable:
     def long(self) -> int:
         """How many are left out because they are too long."""
         return self._counted("dropped.too_long")
+
+    def left_out(self) -> str:
+        """What is left out, by reason: `too long: 3, nothing to learn: 1`."""
+        start = f"{self.prefix}dropped."
+        found = {
+            k.removeprefix(start): v["n"] for k, v in self.out.counts.items() if k.startswith(start)
+        }
+        return ", ".join(f"{why.replace('_', ' ')}: {n:,}" for why, n in found.items())
 
     def name(self) -> str:
         """The stage's key for the rows."""
@@ -234,6 +253,11 @@ class Learnable:
         if calls := self._counted("tool_calls.learnt"):
             results = self._counted("tool_results")
             yield f"{calls:,} calls of tools are learnt, {results:,} results of tools are not."
+        if lost := self._counted("answers.thoughts_not_written"):
+            yield (
+                f"{lost:,} answers are learnt WITHOUT what was thought before them "
+                f"({', '.join(THOUGHTS)}): the chat template does not write it."
+            )
         if kept := self._counted("system_prompts"):
             yield f"{kept:,} system prompts are kept."
         if shortened := self._counted("shortened.turns"):
@@ -262,8 +286,13 @@ class Learnable:
 def conversations(
     rows: Iterable[Row], tokenizer: Any, limit: int, out: Out, prefix: str, too_long: TooLong
 ) -> Iterator[Encoded]:
-    """Every conversation that can be learnt from, as tokens: see `Learnable`."""
+    """Every conversation that can be learnt from, as tokens: see `Learnable`.
+
+    Raises:
+        StageFailed: there are rows and none is left, or see `Learnable`.
+    """
     learnable = Learnable(tokenizer, limit, too_long, out, prefix)
+    kept = 0
     rows, dialogs, tools = tee(rows, 3)
     encoded = chat.encode(
         tokenizer, (row["messages"] for row in dialogs), (row.get("tools") for row in tools)
@@ -280,8 +309,20 @@ def conversations(
         made = learnable.fit(row, row["messages"], encode, lambda made: len(made[1].ids))
         if made and learnable.check(row, [], *made):
             learnable.tell(row, [], made[0])
+            kept += 1
             yield made[1]
     learnable.finish()
+    if learnable.rows and not kept:
+        raise StageFailed(
+            f"Of {learnable.rows:,} rows of `{learnable.name()}:` none can be learnt from "
+            f"({learnable.left_out()}). Look at them: align view RECIPE --text STAGE."
+        )
+    if kept < learnable.rows:
+        out.say(f"{learnable.name()}: left out of it are {learnable.left_out()}.")
+
+
+def _teaches(dialog: Dialog) -> bool:
+    return any(map(chat.learnt, dialog))
 
 
 def _turns(encoded: Encoded) -> Iterator[Turn]:

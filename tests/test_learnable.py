@@ -106,7 +106,8 @@ def test_an_answer_of_weight_0_is_a_prompt_to_the_checks_too(tokenizer: Any, out
     [text] = learn([[ask("One?"), first, ask("Two?"), say("2")]], tokenizer, out)
     assert "<|assistant|>1<|end|>" in text and "⟦2<|end|>⟧" in text
     assert out.counts["answers.learnt"]["n"] == 1
-    assert not learn([[ask("One?"), first]], tokenizer, out)
+    with pytest.raises(StageFailed, match="none can be learnt from .nothing to learn: 1"):
+        learn([[ask("One?"), first]], tokenizer, out)
     assert out.counts["dropped.nothing_to_learn"]["n"] == 1
 
 
@@ -211,6 +212,64 @@ def test_the_oldest_exchanges_are_left_out_and_the_system_prompt_stays() -> None
     assert list(shorter(LONG[:3])) == list(shorter([ask("a")])) == []
 
 
+def test_an_instruction_that_only_the_first_turn_has_stays(tokenizer: Any, out: Out) -> None:
+    """As `ghost` writes dialogs: all answers but the last are only read."""
+    read = [{**message, "weight": 0} for message in (say("1"), say("2"))]
+    dialog = [ask("Be Ann. One?"), read[0], ask("Two?"), read[1], ask("Three?"), say("3")]
+    assert list(shorter(dialog)) == [dialog[:2] + dialog[4:]]
+    limit = len(chat.encode_one(tokenizer, dialog).ids) - 1
+    [text] = learn([dialog], tokenizer, out, limit=limit, too_long="turns")
+    assert "Be Ann" in text and "Two?" not in text and "⟦3<|end|>⟧" in text
+    assert list(shorter(dialog[:2])) == list(shorter(dialog[:4])) == []
+
+
+def test_a_row_of_which_nothing_would_be_left_to_learn_is_too_long(
+    tokenizer: Any, out: Out
+) -> None:
+    dialog = [ask("x" * 50), say("1"), ask("Two?"), {**say("2"), "weight": 0}]
+    assert len(learn([dialog, LONG[5:]], tokenizer, out, limit=50, too_long="turns")) == 1
+    assert out.counts["dropped.too_long"]["n"] == 1
+    assert not {"shortened.turns", "dropped.nothing_to_learn"} & set(out.counts)
+
+
+def test_thoughts_that_the_template_does_not_write_are_counted_and_said(
+    tokenizer: Any, out: Out, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dialogs = [
+        [ask("Hi"), {**say("Yes."), "reasoning_content": "Hm.", "thinking": None}],
+        [ask("Hi"), {**say("Yes."), "thinking": ""}],
+    ]
+    assert len(learn(dialogs, tokenizer, out)) == 2
+    count = {"n": 1, "examples": [{"id": "row0"}]}
+    assert out.counts["answers.thoughts_not_written"] == count
+    assert "1 answers are learnt WITHOUT what was thought before" in capsys.readouterr().err
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ m['content'] }}", "{{ m.reasoning_content }}{{ m['content'] }}"
+    )
+    again = Out(out.path, out.path)
+    assert "⟦Hm.Yes.<|end|>⟧" in learn(dialogs, tokenizer, again)[0]
+    assert "answers.thoughts_not_written" not in again.counts
+
+
+def test_why_rows_are_left_out_is_said(
+    tokenizer: Any, out: Out, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = chat._kinds
+
+    def kinds(*args: Any) -> list[int]:
+        if "no" in tokenizer.decode(args[1].ids):
+            raise chat.Refused("a", drop="answer_begins_inside_a_token")
+        return real(*args)
+
+    monkeypatch.setattr(chat, "_kinds", kinds)
+    dialogs = [[ask("Hi"), say("no")], [ask("Hi")], [ask("Hi"), say("Yes.")]]
+    assert len(learn(dialogs, tokenizer, out)) == 1
+    why = "answer begins inside a token: 1, nothing to learn: 1"
+    assert f"data: left out of it are {why}." in capsys.readouterr().err
+    with pytest.raises(StageFailed, match=f"^Of 2 rows of `data:` none .*{why}"):
+        learn(dialogs[:2], tokenizer, Out(out.path, out.path))
+
+
 def test_a_long_row_loses_its_oldest_turns_or_is_dropped_or_stops_the_stage(
     tokenizer: Any, out: Out, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,7 +285,8 @@ def test_a_long_row_loses_its_oldest_turns_or_is_dropped_or_stops_the_stage(
     assert "Of 1 long rows the oldest turns are left out." in capsys.readouterr().err
     [text] = learn([LONG], tokenizer, out, limit=one, too_long="turns")
     assert text.endswith("<|assistant|>⟦3<|end|>⟧\n") and "Two?" not in text
-    assert not learn([LONG], tokenizer, out, limit=one - 1, too_long="turns")
+    with pytest.raises(StageFailed, match="none can be learnt from .too long: 2"):
+        learn([LONG], tokenizer, out, limit=one - 1, too_long="turns")
     shown = capsys.readouterr().err
     assert f"longer than {one - 1} tokens, without their older turns, too. Raise" in shown
     assert "leave out old turns" not in shown, "it does"

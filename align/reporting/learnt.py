@@ -221,7 +221,8 @@ class Reader:
 
 def _note(out: Out, fault: str, several: bool = False) -> str:
     """What became of a row, as the stage counts it."""
-    if fault:
+    name = next((name for name in out.counts if name.startswith("dropped.")), "")
+    if fault and not name:
         return f"The stage stops here: {fault}"
     if shortened := out.counts.get("shortened.turns"):
         about = shortened["examples"][0]
@@ -229,7 +230,6 @@ def _note(out: Out, fault: str, several: bool = False) -> str:
             f"Its oldest {about['messages_left_out']} messages are left out: it has "
             f"{about['tokens']:,} tokens, and {about['limit']:,} fit."
         )
-    name = next((name for name in out.counts if name.startswith("dropped.")), "")
     if name == "dropped.too_long":
         about = out.counts[name]["examples"][0]
         what = "Pairs with its longest answer are" if several else "It is"
