@@ -12,7 +12,7 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Any
 
 from align import forms
@@ -82,11 +82,11 @@ def _normal(block: Source, kind: type[Rows], out: Out | None, told: Told | None)
     if out is not None and block.stage is None:
         out.say(f"{name}: {form.words}.")
     choice = Choice(tuple(block.strength or STRONGEST), block.best)
-    numbered: Iterator[tuple[int, Row | Exception]] = enumerate(chain([first], found), 1)
-    if form.gather is not None:
-        numbered = form.gather(numbered)  # type: ignore[arg-type]  # only rows go in
     lost: dict[str, None] = {}
-    used = number = 0
+    used = 0
+    numbers = count(1)
+    plain = ((next(numbers), row) for row in chain([first], found))
+    numbered: forms.Gathered = plain if form.gather is None else form.gather(plain)
     with closing(Seen()) as seen:
         for number, row in numbered:
             try:
@@ -103,7 +103,7 @@ def _normal(block: Source, kind: type[Rows], out: Out | None, told: Told | None)
                 raise StageFailed(_not_alike(name, number, row, error, form, kind)) from None
     if not used:
         raise StageFailed(
-            f"{name}: none of its {number} rows can be used ({', '.join(lost)}). "
+            f"{name}: none of its {next(numbers) - 1} rows can be used ({', '.join(lost)}). "
             "Look at the rows and at `columns:`."
         )
 
@@ -137,12 +137,12 @@ def _not_alike(
     place = f"{name}, row {number}"
     if isinstance(row, dict) and not forms.FORMS[form.name].has_columns(row):
         try:
-            other = forms.recognise(row, kind, name).words
+            other = forms.recognise(row, kind, name).brief
         except StageFailed:
             other = ""
         if other:
             return (
-                f"{place} is {other}, and the first row is {form.words}. Put them in two files, "
+                f"{place} is {other}, and the first row is {form.brief}. Put them in two files, "
                 "or make their columns alike with `columns:`."
             )
     fact = str(error)
@@ -151,8 +151,10 @@ def _not_alike(
     elif isinstance(error, UnicodeEncodeError):
         fact = "it holds half of a character (a lone surrogate, as \\ud800 without \\udc00)"
     if number == 1:
-        return f"{place}: {fact}. It was read as {form.words}; `format:` names another form."
-    return f"{place}: {fact}. The first row is {form.words}; every row must be."
+        others = forms.others(row, kind, form.name) if isinstance(row, dict) else []
+        remedy = f"; `format:` names another form ({', '.join(others)})" if others else ""
+        return f"{place}: {fact}. It was read as {form.brief}{remedy}."
+    return f"{place}: {fact}. The first row is {form.brief}; every row must be."
 
 
 def _identity(row: Row, made: Row, seen: Seen, out: Out | None) -> str:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import bz2
 import csv
+import datetime
 import gzip
 import io
 import json
 import lzma
 import re
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -33,8 +35,16 @@ PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
+HALF = "holds half of a character (a lone surrogate, as \\ud800 without \\udc00)"
+
+_HALVES = re.compile(rb"\\u[dD]")
+"""How JSON begins a half: only these lines are looked at, as it costs time."""
+
 START = 80
 """Characters of a broken line that are shown."""
+
+SWALLOWED = 10
+"""Lines of a csv cell that, if all are rows of the table, no cell has: a quote is not closed."""
 
 
 def format_of(path: Path) -> str:
@@ -95,7 +105,20 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1000):
-        yield from batch.to_pylist()
+        yield from map(plain, batch.to_pylist())
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: times in ISO's form, and of other types their text."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    return str(value)
 
 
 def _text(path: Path, suffix: str, broken: Broken | None) -> Iterator[Row]:
@@ -147,15 +170,68 @@ def _decoded(path: Path, number: int, line: bytes) -> str:
 def _table(
     path: Path, suffix: str, lines: Iterator[tuple[int, bytes]], broken: Broken | None
 ) -> Iterator[Row]:
+    """The rows of a table, whose cells may be in quotes and hold lines and delimiters then.
+
+    Where a quote is not closed, its line alone is broken, and the next one is read anew. In a .tsv
+    such a quote is a part of the text: most programs that write them quote nothing.
+    """
     csv.field_size_limit(2**31 - 1)  # 128 KiB unless told, less than a long document
-    texts = (_decoded(path, number, line) for number, line in lines)
-    found = csv.DictReader(texts, delimiter="\t" if suffix == ".tsv" else ",")
-    for row in found:
-        if None not in row:
-            yield row
-            continue
-        fact = "has more cells than the first line has columns"
-        _tell(path, found.line_num, fact, str(row), broken, "Put quotes around texts with commas")
+    mark = "\t" if suffix == ".tsv" else ","
+    taken: list[tuple[int, bytes]] = []
+    again: deque[tuple[int, bytes]] = deque()
+
+    def texts() -> Iterator[str]:
+        while True:
+            line = again.popleft() if again else next(lines, None)
+            if line is None:
+                return
+            taken.append(line)
+            yield _decoded(path, *line)
+
+    reader = csv.reader(texts(), delimiter=mark, strict=True)
+    names: list[str] = []
+    while True:
+        taken.clear()
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            if "new-line" in str(error):  # a lone carriage return
+                raise
+            cells, fact = [], _OPEN
+        else:
+            if cells is None:
+                return
+            fact = _OPEN if len(taken) > 1 and _swallowed(cells, taken, mark, names) else ""
+        number, first = taken[0]
+        if fact:
+            again.extendleft(reversed(taken[1:]))
+            reader = csv.reader(texts(), delimiter=mark, strict=True)
+        if fact and mark == "\t":
+            cells, fact = _decoded(path, number, first).rstrip("\r\n").split(mark), ""
+        if not fact and names and len(cells) > len(names):
+            fact = "has more cells than the first line has columns"
+        if fact:
+            start = first[: START * 4].decode(errors="replace")
+            remedy = "Put quotes around texts with commas, and write quotes in them twice"
+            _tell(path, number, fact, start, broken if names else None, remedy)
+        elif cells and not names:
+            names = cells
+        elif cells:
+            yield dict(zip_longest(names, cells))
+
+
+_OPEN = "has a quote that is not closed in its cell"
+
+
+def _swallowed(
+    cells: list[str], lines: list[tuple[int, bytes]], mark: str, names: list[str]
+) -> bool:
+    """Whether a row of several lines is several rows, as a quote that is not closed makes it."""
+    if len(cells) < len(names) or (mark == "\t" and any(mark in cell for cell in cells)):
+        return True
+    comma = mark.encode()  # of a sentence, where a blank is after it
+    inner = [0 if comma + b" " in line else line.count(comma) for _, line in lines[1:-1]]
+    return len(names) > 1 and len(inner) >= SWALLOWED and set(inner) == {len(names) - 1}
 
 
 def _json(path: Path, content: bytes, broken: Broken | None) -> Iterator[Row]:
@@ -175,7 +251,12 @@ def _json(path: Path, content: bytes, broken: Broken | None) -> Iterator[Row]:
         value = lists[0] if len(lists) == 1 else [value]
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
         raise StageFailed(f"{path} is not a list of objects, one per row.")
-    yield from value
+    may_halve = _HALVES.search(content) is not None
+    for number, row in enumerate(value, 1):
+        if may_halve and _halved(row):
+            _tell(path, number, HALF, str(row), broken, "Mend it", "row")
+        else:
+            yield row
 
 
 def _one(path: Path, number: int, line: bytes, broken: Broken | None) -> Iterator[Row]:
@@ -192,6 +273,8 @@ def _one(path: Path, number: int, line: bytes, broken: Broken | None) -> Iterato
         fact, row = "is damaged JSON: it is nested too deeply", None
     else:
         fact = "is not an object with columns"
+        if _HALVES.search(line) and _halved(row):
+            fact, row = HALF, None
     if isinstance(row, dict):
         yield row
         return
@@ -199,13 +282,28 @@ def _one(path: Path, number: int, line: bytes, broken: Broken | None) -> Iterato
     _tell(path, number, fact, start, broken, "Mend it")
 
 
+def _halved(row: Any) -> bool:
+    """Whether a text of a row cannot be written: one of two halves of a character is missing."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def _tell(
-    path: Path, number: int, fact: str, start: str, broken: Broken | None, remedy: str
+    path: Path,
+    number: int,
+    fact: str,
+    start: str,
+    broken: Broken | None,
+    remedy: str,
+    what: str = "line",
 ) -> None:
     start = re.sub(r"\s+", " ", start).strip()[:START]
     if broken is None:
         raise StageFailed(
-            f"{path}, line {number} {fact}. It begins: {start} … {remedy}, or leave such lines "
+            f"{path}, {what} {number} {fact}. It begins: {start} … {remedy}, or leave such {what}s "
             "out: broken: drop."
         )
     broken(number, fact, start)

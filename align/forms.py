@@ -14,6 +14,7 @@ from align.artifacts import Conversations, Preferences, Prompts, Rows, Text
 from align.errors import StageFailed
 from align.formats import answers, comparisons, feedback, scored, trees
 from align.formats.dialogs import HUMAN, Choice, Made, Unusable, renamed
+from align.formats.strength import COLUMNS
 from align.options import nearest
 
 Row = dict[str, Any]
@@ -41,6 +42,9 @@ class Form:
     gather: dict[type[Rows], Callable[[Numbered], Gathered]] | None = None
     """Puts rows together first, by the type that is asked for."""
 
+    more: str = ""
+    """What is read besides where it is there, written as `columns`."""
+
     def has_columns(self, row: Row) -> bool:
         """Whether a row has what must be there."""
         return all(any(n in row for n in either.split("|")) for either in self.columns.split())
@@ -49,6 +53,15 @@ class Form:
         """Whether a row is recognised as one of this form."""
         return self.has_columns(row) and (self.also is None or self.also(row))
 
+
+UNREAD = 8
+"""Names of columns that are not read, at most, in a sentence."""
+
+_BEFORE = "id system history tools subset "
+"""What may stand beside every dialog."""
+
+_ASKED = _BEFORE + "prompt|instruction prompt|input "
+"""What may stand beside answers."""
 
 FORMS = {
     "trees": Form(
@@ -61,35 +74,41 @@ FORMS = {
         also=trees.is_tree,
         gather={Prompts: trees.gather, Conversations: trees.gather, Preferences: trees.gather},
     ),
-    "text": Form("text", {Text: answers.text}),
+    "text": Form("text", {Text: answers.text}, more="id"),
     "prompts": Form("prompt", {Prompts: answers.prompt}),
     "messages": Form(
         "messages|conversations",
         {Prompts: answers.prompt_of_conversation, Conversations: answers.conversation},
+        more=_BEFORE,
     ),
     "human_assistant": Form(
         "text",
         {Prompts: answers.prompt_of_conversation, Conversations: answers.conversation},
         also=lambda row: str(row["text"]).startswith(HUMAN),
+        more=_BEFORE,
     ),
     "feedback": Form(
         "prompt|instruction completion|response|output label",
         {Conversations: answers.good_answer, Preferences: comparisons.pair},
         also=feedback.is_feedback,
         gather={Preferences: feedback.gather},
+        more=_ASKED,
     ),
     "answers": Form(
         "prompt|instruction completion|response|output",
         {Conversations: answers.question_and_answer},
+        more=_ASKED,
     ),
     "ranked": Form(
         "prompt|instruction ranked",
         {Conversations: comparisons.best, Preferences: comparisons.preference},
+        more=_ASKED,
     ),
     "scored": Form(
         "prompt|instruction completions|responses|generations",
         {Conversations: scored.best_of_n, Preferences: scored.ranking_by_score},
         also=scored.is_scored,
+        more=_ASKED + "scores|rewards",
     ),
     "two_responses": Form(
         "prompt|context response_1|response1 response_2|response2 "
@@ -99,6 +118,7 @@ FORMS = {
             Conversations: comparisons.best_of_two,
             Preferences: comparisons.better_of_two,
         },
+        more=_BEFORE,
     ),
     "pairs": Form(
         "chosen rejected",
@@ -107,6 +127,7 @@ FORMS = {
             Conversations: comparisons.best,
             Preferences: comparisons.preference,
         },
+        more=" ".join([_ASKED, "edited also_rejected", "|".join(COLUMNS), *comparisons.NUMBERS]),
     ),
     "instructions": Form("instruction", {Prompts: answers.prompt}),
 }
@@ -128,11 +149,19 @@ class Found:
     name: str
     """Of the form."""
 
-    words: str
-    """For the person who watches."""
+    brief: str
+    """For the person who watches: the type, what it is made of, and the form."""
+
+    unread: str
+    """The columns that nothing is made of, as a sentence, or nothing."""
 
     make: Callable[[Row, Choice], Made]
     gather: Callable[[Numbered], Gathered] | None
+
+    @property
+    def words(self) -> str:
+        """All that is said of them before they are read."""
+        return self.brief + self.unread
 
 
 def recognise(first: Row, kind: type[Rows], name: str, format: str | None = None) -> Found:
@@ -159,10 +188,22 @@ def recognise(first: Row, kind: type[Rows], name: str, format: str | None = None
     if found is None:
         raise StageFailed(_no_form(first, kind.__name__.lower(), known, name, format))
     form = FORMS[found]
-    words = f"{kind.__name__.lower()} from {', '.join(_read(form, first))} (format: {found})"
+    read = _read(form, first)
+    brief = f"{kind.__name__.lower()} from {', '.join(read)} (format: {found})"
     if roles := renamed(first):
-        words += f", roles {', '.join(f'{old} → {new}' for old, new in roles.items())}"
-    return Found(found, words, form.makes[known], (form.gather or {}).get(known))
+        brief += f", roles {', '.join(f'{old} → {new}' for old, new in roles.items())}"
+    # of prompts all columns stay; trees have columns of their own for what a message is
+    unread = "" if known is Prompts or found == "trees" else _unread(first, read)
+    return Found(found, brief, unread, form.makes[known], (form.gather or {}).get(known))
+
+
+def others(row: Row, kind: type[Rows], name: str) -> list[str]:
+    """The forms but this one that a row is one of."""
+    return [
+        other
+        for other, form in FORMS.items()
+        if other != name and form.fits(row) and any(issubclass(kind, t) for t in form.makes)
+    ]
 
 
 def normal(row: Row, kind: type[Rows]) -> Row:
@@ -179,9 +220,16 @@ def normal(row: Row, kind: type[Rows]) -> Row:
 
 def _read(form: Form, row: Row) -> list[str]:
     """The columns of a row that a form reads."""
-    words = {word for either in form.columns.split() for word in either.split("|")}
-    more = {"input", "margin", "tools", "edited", "scores", "rewards", "strength"}
-    return [name for name in row if name in words | more | {"prompt", "instruction"}]
+    read = set()
+    for either in f"{form.columns} {form.more}".split():
+        read.update([name for name in either.split("|") if name in row][:1])
+    return [name for name in row if name in read and name != "id"]
+
+
+def _unread(row: Row, read: list[str]) -> str:
+    names = [name for name in row if name not in read and name != "id"]
+    shown = ", ".join(names[:UNREAD]) + (f" and {len(names) - UNREAD} more" * (len(names) > UNREAD))
+    return f". Not read: {shown}" if names else ""
 
 
 def _no_form(first: Row, kind: str, known: type[Rows], name: str, format: str | None) -> str:

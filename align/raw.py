@@ -77,9 +77,10 @@ def _raw(source: Source, told: Told | None) -> Iterator[Row]:
         raise StageFailed(f'{name} has no split "{split}". Say `split: train`.')
     if paths is None:
         asked = source.model_dump(include=WHERE | {"streaming"})
-        return loading.load(
+        loaded = loading.load(
             name, **asked | {"path": str(folder if folder.is_dir() else source.path)}
         )
+        return map(files.plain, loaded)
 
     def broken(number: int, fact: str, begins: str) -> None:
         if told is not None:

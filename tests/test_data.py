@@ -428,7 +428,7 @@ def test_a_long_text_fits_in_a_csv_cell(tmp_path: Path) -> None:
     [
         ("a.csv", b"text\na,b\n", "line 2 has more cells than"),
         ("a.jsonl", b'{"text": "\xe9"}\n', "line 1 is not UTF-8: byte 11 of it is 0xe9"),
-        ("a.jsonl", b'{"text": "\\ud800"}\n', "row 1: it holds half of a character"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1 holds half of a character"),
         ("a.jsonl.gz", b"no gzip", "cannot be read: Not a gzipped file"),
         ("a.parquet", b"no parquet", "cannot be read: Parquet"),
     ],

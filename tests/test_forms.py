@@ -3,21 +3,26 @@
 import json
 import random
 from collections.abc import Callable
+from datetime import datetime
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from align import data
 from align.artifacts import Conversations, Preferences, Prompts, Rows, Text
 from align.data import Source
 from align.errors import StageFailed
 from align.formats.strength import LEVELS
-from align.forms import FORMS
+from align.forms import FORMS, recognise
 from align.out import Out
 
+ROOT = Path(__file__).parents[1]
 Row = dict[str, Any]
 Write = Callable[[str, list[Row]], Path]
 
@@ -290,6 +295,11 @@ def test_messages_without_a_parent_and_the_same_ones_are_counted(
     path = write_rows("trees.jsonl", [*rows, lost, below, rows[4]])
     assert len(read(path, Conversations, out)) == 7
     assert out.counts["dropped.no_parent"]["n"] == 2
+    examples = out.counts["dropped.no_parent"]["examples"]
+    assert [(one["row"], one["message"]) for one in examples] == [
+        (len(rows) + 1, "lost"),
+        (len(rows) + 2, "below"),
+    ]
     assert out.counts["dropped.same_message"]["n"] == 1
 
 
@@ -321,6 +331,24 @@ def test_marked_answers_are_paired_by_prompt_whatever_their_order(
         assert read(write_rows("b.jsonl", list(order)), Preferences) == made
     good = read(write_rows("a.jsonl", rows), Conversations, out)
     assert len(good) == 5 and out.counts["dropped.marked_bad"]["n"] == 2
+
+
+def test_an_answer_that_is_marked_both_ways_is_paired_with_others(
+    write_rows: Write, out: Out
+) -> None:
+    rows = [
+        {"prompt": "Q", "completion": answer, "label": good}
+        for answer in "ABC"
+        for good in (True, False)
+    ]
+    made = read(write_rows("a.jsonl", rows), Preferences, out)
+    sides = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in made]
+    assert not dropped(out) and all(better != worse for better, worse in sides)
+    assert sorted(better for better, _ in sides) == sorted(worse for _, worse in sides) == [*"ABC"]
+    for order in list(permutations(rows))[::97]:
+        assert read(write_rows("b.jsonl", list(order)), Preferences) == made
+    assert len(read(write_rows("c.jsonl", [*rows[:2], rows[3]]), Preferences, out)) == 1
+    assert dropped(out) == {"dropped.no_partner": 1}
 
 
 def test_a_label_is_a_mark_if_it_says_true_or_false(write_rows: Write) -> None:
@@ -449,3 +477,119 @@ def test_names_of_roles_are_said(write_rows: Write, out: Out, capsys: Any) -> No
 
 def test_documents_stay_documents(write_rows: Write) -> None:
     assert content(read(write_rows("a.jsonl", [{"text": HH}]), Text)) == [{"text": HH}]
+
+
+# -- what stands beside a dialog, and inside of it -----------------------------------------------
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "normal"),
+    [
+        (
+            Conversations,
+            {"instruction": "Bye", "output": "Yes", "history": [["Hi", "Hello"]]},
+            {"messages": [*DIALOG, *YES]},
+        ),
+        (
+            Conversations,
+            {"system": "Be brief.", "conversations": [*DIALOG, *YES]},
+            {"messages": [SYSTEM, *DIALOG, *YES]},
+        ),
+        (
+            Conversations,
+            {"system": "Be long.", "messages": [SYSTEM, *DIALOG, *YES]},
+            {"messages": [SYSTEM, *DIALOG, *YES]},
+        ),
+        (
+            Prompts,
+            {"system": "Be brief.", "history": [["Hi", "Hello"]], "prompt": "Bye", "level": 1},
+            {"prompt": [SYSTEM, *DIALOG], "level": 1},
+        ),
+        (
+            Preferences,
+            {
+                "prompt": [SYSTEM, *DIALOG[:1]],
+                "chosen": [*DIALOG, *YES],
+                "rejected": [*DIALOG, *NO],
+            },
+            {"prompt": [SYSTEM, *DIALOG], "chosen": YES, "rejected": NO},
+        ),
+        (
+            Preferences,
+            {"system": "Be brief.", "chosen": [*DIALOG, *YES], "rejected": [*DIALOG, *NO]},
+            {"prompt": [SYSTEM, *DIALOG], "chosen": YES, "rejected": NO},
+        ),
+        (
+            Preferences,
+            {"prompt": "Hi", "chosen": "Yes", "rejected": "No", "preference_strength": "-2"},
+            {"prompt": [user("Hi")], "chosen": YES, "rejected": NO},
+        ),
+        (
+            Conversations,
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": t} for t in ("H", "i")]},
+                    {"role": "assistant", "content": [{"type": "text", "text": "Yes"}]},
+                ]
+            },
+            {"messages": [user("Hi"), *YES]},
+        ),
+    ],
+)
+def test_what_begins_a_dialog_in_other_columns_and_parts_of_texts_are_read(
+    write_rows: Write, kind: type[Rows], row: Row, normal: Row
+) -> None:
+    path = write_rows("a.jsonl", [row])
+    assert content(read(path, kind)) == [normal]
+    again = write_rows("b.jsonl", read(path, kind))
+    assert content(read(again, kind)) == [normal]
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama-3.1"])
+def test_calls_of_tools_are_the_same_whether_their_arguments_are_json_or_an_object(
+    write_rows: Write, template: str
+) -> None:
+    def written(arguments: Any) -> str:
+        call = {"type": "function", "function": {"name": "find", "arguments": arguments}}
+        turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+        path = write_rows("a.jsonl", [{"messages": [user("Hi"), turn]}])
+        (row,) = read(path, Conversations)
+        assert row["messages"][1]["tool_calls"] == [call | {"function": normal}]
+        text = (ROOT / "align" / "templates" / f"{template}.jinja").read_text(encoding="utf-8")
+        return str(render_jinja_template([row["messages"]], chat_template=text)[0][0])
+
+    normal = {"name": "find", "arguments": {"name": "été", "n": [1]}}
+    given = written({"name": "été", "n": [1]})
+    assert given == written('{"name": "\\u00e9té", "n": [1]}')
+    assert '{"name": "été", "n": [1]}' in given
+
+
+def test_columns_that_nothing_is_made_of_are_named(write_rows: Write) -> None:
+    row = {"id": "1", "prompt": "Q", "completion": "A", "system": "S", "output": "B", "topic": "T"}
+    found = recognise(row, Conversations, "a")
+    assert found.words.endswith(
+        "prompt, completion, system (format: answers). Not read: output, topic"
+    )
+    many = recognise({"text": "a"} | {f"c{n}": n for n in range(10)}, Text, "a")
+    assert many.words.endswith("Not read: c0, c1, c2, c3, c4, c5, c6, c7 and 2 more")
+    assert recognise({"prompt": "Q", "topic": "T"}, Prompts, "a").unread == ""
+
+
+def test_an_edited_answer_that_says_what_the_rejected_one_says_is_dropped(
+    write_rows: Write, out: Out
+) -> None:
+    pair = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+    path = write_rows("a.jsonl", [{**pair, "edited": "c"}, {**pair, "edited": "b"}])
+    assert len(read(path, Preferences, out)) == len(read(path, Conversations, out)) == 1
+    assert dropped(out) == {"dropped.equal_answers": 2}
+
+
+def test_times_of_a_parquet_file_are_texts(tmp_path: Path) -> None:
+    when = datetime(2024, 7, 26, 12)
+    table = pa.table({"prompt": ["Q"], "when": [when], "more": [[{"day": when.date()}]]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (row,) = read(tmp_path / "a.parquet", Prompts)
+    assert row["when"] == "2024-07-26T12:00:00" and row["more"] == [{"day": "2024-07-26"}]

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,123 @@ def test_a_file_that_is_not_what_its_name_says_is_a_sentence(
     with pytest.raises(StageFailed, match=sentence) as error:
         read(tmp_path / name, Text)
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "sentence"),
+    [
+        (
+            {"prompt": "a", "completion": "b", "tools": "search the web"},
+            Conversations,
+            '"tools" is .search the web., and must be a list of objects, or such a list as JSON',
+        ),
+        ({"prompt": "a", "tools": ["search"]}, Prompts, '"tools" is .*columns:` tools: ""'),
+        (
+            {"prompt": "a", "completion": "b", "system": 7},
+            Conversations,
+            '"system" is the number 7, and must be a text',
+        ),
+        (
+            {"prompt": "a", "completion": "b", "history": "long"},
+            Conversations,
+            '"history" holds .long. where a list of a question and an answer should be',
+        ),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image_url"}]}], "completion": "b"},
+            Conversations,
+            r"a part that is no text \('image_url'\), and models of text read nothing else",
+        ),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "score_rejected": "n/a"},
+            Preferences,
+            '"score_rejected" is .n/a., and must be a number.*columns:` score_rejected: ""',
+        ),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "strength": 0.9},
+            Preferences,
+            '"strength" is the number 0.9, .*write under `columns:` strength: better',
+        ),
+    ],
+)
+def test_a_column_that_is_not_what_it_must_be_is_a_sentence_whose_remedy_helps(
+    tmp_path: Path, row: Row, kind: type[Rows], sentence: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(StageFailed, match=sentence) as error:
+        read(tmp_path / "a.jsonl", kind)
+    assert "names another form" not in str(error.value)
+    remedy = re.search(r"under `columns:` (\w+): (\w+|\"\")", str(error.value))
+    if remedy is not None:
+        columns = {remedy[1]: remedy[2].strip('"')}
+        assert len(read(tmp_path / "a.jsonl", kind, columns=columns)) == 1
+
+
+def test_half_of_a_character_is_found_whatever_the_row_is_called(tmp_path: Path, out: Out) -> None:
+    whole, half = (f'{{"id": "x", "text": "\\ud83d{n}"}}' for n in ("\\ude00", ""))
+    (tmp_path / "a.jsonl").write_text(f"{whole}\n{half}\n")
+    (tmp_path / "b.json").write_text(f"[{whole}, {half}]")
+    for name, place in (("a.jsonl", "line 2"), ("b.json", "row 2")):
+        with pytest.raises(StageFailed, match=f"{place} holds half of a character"):
+            read(tmp_path / name, Text)
+        assert len(read(tmp_path / name, Text, out, broken="drop")) == 1
+    assert out.counts["dropped.broken_line"]["n"] == 2
+
+
+def test_how_many_rows_there_were_is_said_of_gathered_ones_too(tmp_path: Path) -> None:
+    row = {"prompt": "Hi", "completion": "a", "label": True}
+    (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(row), json.dumps(row)] * 2))
+    with pytest.raises(StageFailed, match=r"none of its 4 rows can be used \(dropped.no_partner\)"):
+        read(tmp_path / "a.jsonl", Preferences)
+
+
+# -- quotes in tables ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['5,"an open quote', *(f"{n},a" for n in range(6, 40))],  # to the end of the file
+        ['5,"an open quote', "6,a", '7,"b"'],  # to the next cell in quotes
+        ['5,"an open quote', *(f"{n},a" for n in range(6, 40)), '40,6 feet 5"'],
+        ['"5,a', '6,b"'],
+        ['"5" apples,a'],
+    ],
+)
+def test_a_quote_that_is_not_closed_breaks_its_own_line_alone(
+    tmp_path: Path, out: Out, lines: list[str]
+) -> None:
+    text = "\n".join(["prompt,completion", '1,"two\nlines"', *lines, "99,z", ""])
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(StageFailed, match=r"a\.csv, line 4 has a quote .* It begins: .?5") as error:
+        read(tmp_path / "a.csv", Conversations)
+    assert "write quotes in them twice, or leave such lines out: broken: drop" in str(error.value)
+    made = read(tmp_path / "a.csv", Conversations, out, broken="drop")
+    assert made[0]["messages"][1]["content"] == "two\nlines"
+    assert len(made) == len(lines) + 1 and out.counts["dropped.broken_line"]["n"] == 1
+
+
+def test_a_csv_cell_may_hold_many_lines(tmp_path: Path) -> None:
+    poem = "\n".join(["Roses are red, violets blue,", *["and so, so on"] * 30, "the end"])
+    (tmp_path / "a.csv").write_text(f'prompt,completion\nRhyme,"{poem}"\n')
+    (row,) = read(tmp_path / "a.csv", Conversations)
+    assert row["messages"][1]["content"] == poem
+
+
+def test_quotes_of_a_tsv_are_text_unless_they_hold_a_cell(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text(
+        'prompt\tcompletion\n"Hello" she said\tHi\n"An open quote\tno end\n'
+        'ten\t"tab\tand\nline"\n'.replace("tab\t", "tab ")
+        + '"two\nlines"\t"one ""word"""\n"Ends\tc\nd\there"\n'
+    )
+    made = read(tmp_path / "a.tsv", Conversations)
+    assert [[m["content"] for m in row["messages"]] for row in made] == [
+        ['"Hello" she said', "Hi"],
+        ['"An open quote', "no end"],
+        ["ten", "tab and\nline"],
+        ["two\nlines", 'one "word"'],
+        ['"Ends', "c"],
+        ["d", 'here"'],
+    ]
 
 
 # -- how many ------------------------------------------------------------------------------------

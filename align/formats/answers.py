@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from align.formats.dialogs import (
@@ -21,6 +23,12 @@ from align.settings import Dialog
 
 ANSWER = ("completion", "response", "output")
 """Columns of one answer."""
+
+OURS = (
+    *("id", "prompt_id"),  # which `reject` calls the prompt's row
+    *("system", "history", "instruction", "input", "context", "messages", "conversations"),
+)
+"""Columns that no prompt keeps: they name it, or are its dialog."""
 
 
 def text(row: Row, _: Choice) -> Made:
@@ -42,19 +50,56 @@ def asked(row: Row) -> Dialog:
     if "prompt" in row:
         said = dialog(row["prompt"], "user", "prompt")
         if isinstance(row["prompt"], str) and row["prompt"].startswith(HUMAN):
-            return said if says(said[-1]) else said[:-1]  # "Assistant:" asks for the answer
-        return said
+            said = said if says(said[-1]) else said[:-1]  # "Assistant:" asks for the answer
+        return after(row, said)
     if "context" in row and "instruction" not in row:
-        return dialog(row["context"], "user", "context")
+        return after(row, dialog(row["context"], "user", "context"))
     instruction, more = row["instruction"], row.get("input") or ""
     if isinstance(instruction, str) and isinstance(more, str) and more.strip():
         instruction = f"{instruction}\n\n{more}"
-    return dialog(instruction, "user", "instruction")
+    return after(row, dialog(instruction, "user", "instruction"))
+
+
+def after(row: Row, said: Dialog) -> Dialog:
+    """A dialog after what begins it in other columns: `system`, and LLaMA-Factory's `history`."""
+    if not row.get("system") and not row.get("history"):
+        return said
+    system, history = row.get("system") or "", row.get("history") or []
+    if not isinstance(system, str):
+        raise TypeError(f'"system" is {shown(system)}, and must be a text. {_LEAVE_OUT} system: ""')
+    before: Dialog = []
+    for turn in history if isinstance(history, list) else [history]:
+        if not isinstance(turn, list) or [type(one) for one in turn] != [str, str]:
+            raise TypeError(
+                f'"history" holds {shown(turn)} where a list of a question and an answer should '
+                f'be. {_LEAVE_OUT} history: ""'
+            )
+        before += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    own = said[:1] if said and said[0]["role"] in ("system", "developer") else []
+    first: Dialog = [{"role": "system", "content": system}] if system.strip() else []
+    return (own or first) + before + said[len(own) :]
+
+
+_LEAVE_OUT = "To leave the column out, write under `columns:`"
 
 
 def with_rest(row: Row) -> Row:
     """What stays with a row besides its messages: `tools`, and `subset`, which tasks report by."""
+    if row.get("tools"):
+        _check_tools(row["tools"])
     return {key: row[key] for key in ("tools", "subset") if row.get(key)}
+
+
+def _check_tools(tools: Any) -> None:
+    try:
+        found = json.loads(tools) if isinstance(tools, str) else tools
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
+        raise TypeError(
+            f'"tools" is {shown(tools)}, and must be a list of objects, or such a list as JSON. '
+            f'{_LEAVE_OUT} tools: ""'
+        )
 
 
 def prompt(row: Row, _: Choice) -> Made:
@@ -72,13 +117,11 @@ def prompt_of_conversation(row: Row, _: Choice) -> Made:
 
 def prompt_of(row: Row, said: Dialog) -> Row:
     """A prompt with the columns of its row that are no part of the dialog."""
-    # `reject` calls the prompt's row prompt_id
-    ours = ("id", "prompt_id", "instruction", "input", "context", "messages", "conversations")
     dialogs = ("text", "chosen", "rejected") if "prompt" not in row else ()
-    others = {key: value for key, value in row.items() if key not in (*ours, *dialogs)}
+    others = {key: value for key, value in row.items() if key not in (*OURS, *dialogs)}
     if not said or said[-1]["role"] == "assistant":
         raise Unusable("no_question")
-    return {**others, "prompt": checked(said)}
+    return {**others, **with_rest(row), "prompt": checked(said)}
 
 
 # -- conversations -------------------------------------------------------------------------------
@@ -87,7 +130,7 @@ def prompt_of(row: Row, said: Dialog) -> Row:
 def spoken(row: Row) -> Dialog:
     """The dialog of a row that is one."""
     where = column(row, "messages", "conversations", "text")
-    return dialog(row[where], "user", where)
+    return after(row, dialog(row[where], "user", where))
 
 
 def conversation(row: Row, _: Choice) -> Made:

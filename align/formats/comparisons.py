@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from align.formats.answers import asked, conversation_of, prompt_of, with_rest
+from align.formats.answers import after, asked, conversation_of, prompt_of, with_rest
 from align.formats.dialogs import (
     Choice,
     Made,
@@ -14,6 +14,7 @@ from align.formats.dialogs import (
     column,
     dialog,
     says,
+    shown,
 )
 from align.formats.strength import SIGNED, level, signed
 from align.settings import Dialog
@@ -51,9 +52,9 @@ def pair(row: Row, choice: Choice) -> Made:
         yield compared(said, answers, row)
         return
     more: Row = {
-        name: float(row[key])
-        for key, name in _NUMBERS.items()
-        if isinstance(row.get(key), (int, float, str))
+        name: _number(row[key], key)
+        for key, name in NUMBERS.items()
+        if isinstance(row.get(key), (int, float, str)) and str(row[key]).strip()
     }
     if row.get("also_rejected"):
         others = row["also_rejected"]
@@ -61,13 +62,24 @@ def pair(row: Row, choice: Choice) -> Made:
     yield _judged({"prompt": said, "chosen": answers[0], "rejected": answers[1]} | more, row)
 
 
-_NUMBERS = {
+NUMBERS = {
     "margin": "margin",
     "score_chosen": "chosen_score",  # as UltraFeedback calls them
     "score_rejected": "rejected_score",
     "chosen_score": "chosen_score",
     "rejected_score": "rejected_score",
 }
+"""Columns of numbers that stay with a pair, and what they are called then."""
+
+
+def _number(value: int | float | str, name: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(
+            f'"{name}" is {shown(value)}, and must be a number. To leave the column out, write '
+            f'under `columns:` {name}: ""'
+        ) from None
 
 
 def best_of_pair(row: Row, _: Choice) -> Made:
@@ -89,12 +101,14 @@ def _sides(row: Row) -> tuple[Dialog, list[Dialog]]:
     edited = dialog(row["edited"], "assistant", "edited")
     if edited[: len(said)] == said:  # a whole dialog, too
         edited = edited[len(said) :]
+    if edited == rejected:  # it cannot be the best and the worst
+        raise Unusable("equal_answers")
     return said, [edited, chosen, rejected]
 
 
 def _shared(row: Row) -> tuple[Dialog, Dialog, Dialog]:
     """Prompt, chosen and rejected. A prompt beside whole dialogs may hold the first question only:
-    what they share is the prompt.
+    what they share is the prompt, after the system message that may stand in the other one.
     """
     chosen, rejected = (dialog(row[key], "assistant", key) for key in ("chosen", "rejected"))
     whole = all(said and said[0]["role"] != "assistant" for said in (chosen, rejected))
@@ -103,7 +117,11 @@ def _shared(row: Row) -> tuple[Dialog, Dialog, Dialog]:
     both = list(zip(chosen, rejected, strict=False))
     shared = next((i for i, (a, b) in enumerate(both) if a != b), len(both))
     shared = max(0, min(shared, len(chosen) - 1, len(rejected) - 1))
-    return chosen[:shared], chosen[shared:], rejected[shared:]
+    said, beside = chosen[:shared], row.get("prompt")
+    if isinstance(beside, list) and said and said[0]["role"] == "user":
+        system = dialog(beside[:1], "user", "prompt")
+        said = [*system, *said] if system and system[0]["role"] == "system" else said
+    return after(row, said), chosen[shared:], rejected[shared:]
 
 
 def _set(row: Row) -> Row:
@@ -145,11 +163,12 @@ def _context(row: Row) -> Dialog:
         return asked(row)
     turns = re.split(r"\n?<extra_id_1>(User|Assistant)\n", row["prompt"])
     roles = ["user", *(role.lower() for role in turns[1::2])]
-    return [
-        {"role": role, "content": said}
-        for role, said in zip(roles, turns[::2], strict=True)
-        if said
+    said: Dialog = [
+        {"role": role, "content": text}
+        for role, text in zip(roles, turns[::2], strict=True)
+        if text
     ]
+    return after(row, said)
 
 
 # -- rankings ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -101,15 +102,47 @@ def _message(message: Any, where: str) -> Message:
     }
     if what not in message and not rest:  # a call of a tool may have no content
         raise TypeError(f'"{where}" holds a message of {role} without "{what}"')
-    if not isinstance(content, (str, list, type(None))):
+    if isinstance(content, list):
+        content = "".join(_part(part, where) for part in content)
+    if isinstance(rest.get("tool_calls"), list):
+        rest["tool_calls"] = [_call(call) for call in rest["tool_calls"]]
+    if not isinstance(content, (str, type(None))):
         raise TypeError(
             f'"{where}" holds a message of {role} with {shown(content)} where a text should be'
         )
     return {"role": role, "content": content, **rest}
 
 
+def _part(part: Any, where: str) -> str:
+    """The text of a part of a message. Templates of models of text write a list as Python does."""
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = part.get("type") if isinstance(part, Mapping) else part
+    raise ValueError(
+        f'"{where}" holds a message with a part that is no text ({shown(kind)}), and models of '
+        "text read nothing else. Leave such rows out, or say in words what it shows"
+    )
+
+
+def _call(call: Any) -> Any:
+    """The call of a tool with its arguments as an object, which OpenAI writes as a text of JSON.
+
+    Most templates write them with `tojson`, which would put quotes around such a text.
+    """
+    inside = call.get("function") if isinstance(call, Mapping) else None
+    if isinstance(inside, Mapping):
+        return {**call, "function": _call(inside)}
+    if not isinstance(call, Mapping) or not isinstance(call.get("arguments"), str):
+        return call
+    try:
+        found = json.loads(call["arguments"])
+    except json.JSONDecodeError:
+        return call
+    return {**call, "arguments": found} if isinstance(found, dict) else call
+
+
 def says(message: Message) -> bool:
-    """Whether there is anything in a message: words, parts, or the call of a tool."""
+    """Whether there is anything in a message: words, or the call of a tool."""
     content = message.get("content")
     return bool(content.strip() if isinstance(content, str) else content) or bool(
         message.get("tool_calls")

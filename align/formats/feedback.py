@@ -7,7 +7,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import groupby
+from itertools import groupby, zip_longest
 
 from align.formats.answers import ANSWER, asked, marked, with_rest
 from align.formats.dialogs import Row, Unusable, column, dialog
@@ -22,8 +22,9 @@ def gather(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row | Excepti
     """Pairs of a good and a bad answer to the same prompt, wherever in the file they stand.
 
     No answer is in two pairs. Which are together follows from what they say, so that it does not
-    depend on the order of the rows; what finds no partner is dropped. The answers wait in a file
-    that SQLite deletes: those to one prompt at a time are in memory.
+    depend on the order of the rows; what finds no partner that says something else is
+    dropped. The answers wait in a file that SQLite deletes: those to one prompt at a time are in
+    memory.
     """
     with closing(sqlite3.connect("")) as file:
         file.execute("PRAGMA journal_mode = OFF")
@@ -35,15 +36,45 @@ def gather(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row | Excepti
                 yield number, error
         found = file.execute("SELECT * FROM marked ORDER BY prompt, answer, good, n")
         for _, answers in groupby(found, key=lambda entry: entry[0]):
-            sides: tuple[list[tuple[int, Row]], ...] = ([], [])
-            for _, _, good, number, text in answers:
-                sides[good].append((number, json.loads(text)))
-            bad, good_ones = sides
-            for (_, worse), (number, better) in zip(bad, good_ones, strict=False):
-                yield number, better | {"chosen": better["answer"], "rejected": worse["answer"]}
-            for side in sides:
-                for number, row in side[min(len(bad), len(good_ones)) :]:
-                    yield number, Unusable("no_partner", answer=str(row["answer"])[:200])
+            sides: tuple[list[_Marked], list[_Marked]] = ([], [])
+            for _, answer, good, number, text in answers:
+                sides[good].append((answer, number, json.loads(text)))
+            for better, worse in _paired(*sides):
+                if better is not None and worse is not None and better[0] != worse[0]:
+                    pair = {"chosen": better[2]["answer"], "rejected": worse[2]["answer"]}
+                    yield better[1], better[2] | pair
+                    continue
+                for one in (better, worse):
+                    if one is not None:
+                        answer = str(one[2]["answer"])[:200]
+                        yield one[1], Unusable("no_partner", answer=answer)
+
+
+_Marked = tuple[bytes, int, Row]
+"""An answer: its hash, the number of its row, the row."""
+
+
+def _paired(bad: list[_Marked], good: list[_Marked]) -> list[list[_Marked | None]]:
+    """Better and worse side by side, or one alone.
+
+    Where both say the same, as when one answer was marked both ways, the worse one is exchanged
+    for one of another pair, as long as there is a pair that does not say it.
+    """
+    pairs: list[list[_Marked | None]] = [list(pair) for pair in zip_longest(good, bad)]
+    begin: dict[bytes, int] = {}  # what was looked at for an answer stays without use to it
+    for pair in pairs:
+        said = {one[0] for one in pair if one is not None}
+        if None in pair or len(said) > 1:
+            continue
+        (same,) = said
+        places = range(begin.get(same, 0), len(pairs))
+        for place in places:
+            other = pairs[place]
+            begin[same] = place + 1
+            if all(one is None or one[0] != same for one in other):
+                pair[1], other[1] = other[1], pair[1]
+                break
+    return pairs
 
 
 def _entry(number: int, row: Row) -> tuple[bytes, bytes, bool, int, str]:

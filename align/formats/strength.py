@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Literal
 
 from align.formats.dialogs import Row, Unusable, shown
@@ -38,9 +39,15 @@ def level(row: Row) -> str | None:
     if isinstance(value, str) and (words := value.lower().replace("_", " ").split()):
         if words[0] in _WORDS:
             return _WORDS[words[0]]
-        if value.strip().isdigit():  # a cell of a csv file
+        if re.fullmatch(r"\s*-?\d+\s*", value):  # a cell of a csv file
             value = int(value)
-    return _of_number(value, name)
+    if name in SIGNED and isinstance(value, (int, float)):
+        value = abs(value)  # the sign says which is better, and here a column does
+    try:
+        return _of_number(value, name)
+    except ValueError as error:
+        remedy = f"To read every row as one level, write under `columns:` {name}: better"
+        raise ValueError(f"{error}. {remedy}") from None
 
 
 def signed(value: Any, name: str) -> tuple[bool, str]:

@@ -57,8 +57,18 @@ def gather(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row | Excepti
             reached += _grow(tree, file)
             yield number, {"prompt": tree, "tree_state": tree.get("tree_state")}
         (total,) = file.execute("SELECT count(*) FROM messages").fetchone()
-        for _ in range(total - reached):
-            yield 0, Unusable("no_parent")
+        for number, lost in file.execute(_LOST) if reached < total else ():
+            yield number, Unusable("no_parent", message=lost)
+
+
+_LOST = """
+WITH RECURSIVE reached (id) AS (
+    SELECT id FROM messages WHERE parent IS NULL
+    UNION SELECT messages.id FROM messages JOIN reached ON messages.parent = reached.id
+)
+SELECT n, id FROM messages WHERE id NOT IN reached ORDER BY n
+"""
+"""The messages that are below no root."""
 
 
 def _grow(message: Row, file: sqlite3.Connection) -> int:
