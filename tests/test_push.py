@@ -27,6 +27,7 @@ from align.artifacts import Model
 from align.cli import main
 from align.errors import RecipeError
 from align.publishing import checks, lineage, places
+from align.publishing import push as publishing
 from align.publishing.checks import Wish
 from align.publishing.folder import build
 from align.publishing.places import Place
@@ -301,6 +302,16 @@ def test_a_branch_and_a_tag_have_names_that_git_takes(option: str) -> None:
         taken = git == 0 and name not in ("@", "-a")  # no names for `git branch`
         found = list(checks._names("me/mine", Wish(**{option: name})))
         assert taken == (not found), name
+
+
+def test_the_tag_of_a_push_is_one_that_git_takes(chain: Path) -> None:  # noqa: F811
+    model = Model(Path("local"))
+    model.name = ".a..b c"
+    parcel = checks.Parcel(model, "me/mine", Path("runs"), None, merged=False)
+    parcel.folder.mkdir(parents=True)
+    (parcel.folder / "README.md").write_text("# A card")
+    tag = publishing._tag(parcel)
+    assert tag.startswith("a-b-c-") and not list(checks._names("me/mine", Wish(tag=tag)))
 
 
 def test_two_pushes_do_not_share_the_folder_of_their_base(push: Push) -> None:
