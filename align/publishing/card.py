@@ -19,7 +19,7 @@ from align.publishing.folder import CONFIG
 from align.publishing.licences import Terms
 from align.publishing.lineage import Lineage, Step
 from align.publishing.markdown import code, plain
-from align.publishing.places import Place
+from align.publishing.places import TAG, Place
 from align.reporting.wording import counted, interval, main_metrics, than, verdict
 
 Entry = dict[str, Any]
@@ -86,7 +86,7 @@ def metadata(about: Subject) -> ModelCardData:
         tags=list(
             dict.fromkeys(
                 [
-                    "align-recipes",
+                    TAG,
                     *(["lora"] if adapter else []),
                     *(["reward-model"] if about.reward else []),
                     *(step.kind for step in about.lineage.line),
