@@ -236,9 +236,17 @@ def base(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
         return BAD
     wrong = [
         reader.problem(block.get(key, node).place, path, message)
-        for key, message in list(adapters.misfits(read)) or _tokens(read)
+        for key, message in list(adapters.misfits(read)) or [*_settled(read), *_tokens(read)]
     ]
     return BAD if wrong else read
+
+
+def _settled(read: Base) -> Iterator[tuple[str, str]]:
+    """(key, message) of what stands beside the path of a model that a stage made."""
+    if (Path(read.path).expanduser() / "model.json").is_file():
+        for key in read.model_dump(exclude_defaults=True, exclude={"path"}):
+            fact = f"{read.path} was made by a stage, with all that belongs to it."
+            yield key, f"{fact} Leave it out, or name it where the model is made."
 
 
 def _tokens(read: Base) -> Iterator[tuple[str, str]]:

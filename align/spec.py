@@ -19,7 +19,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -85,8 +85,7 @@ class Spec:
     """A directory or hub id."""
 
     template: str | None = None
-    """The hash of its chat template; None: there is none, nobody wrote it down, or `base` names
-    another."""
+    """The hash of its chat template; None: there is none, or nobody wrote it down."""
 
 
 def describe(model: Model) -> Spec:
@@ -107,7 +106,7 @@ def describe(model: Model) -> Spec:
         if not path.is_dir():
             raise StageFailed(f"{path} does not exist. Look at the path of `base:`.")
         if (path / "model.json").is_file():  # a model of the store, named by its path
-            return _changed(describe(Model(path)), base)
+            return describe(Model(path))
         if is_adapter(path):
             return _adapter(path, base)
     elif (cached := hub.snapshot("model", base.path, base.revision)) and is_adapter(cached):
@@ -127,13 +126,6 @@ def describe(model: Model) -> Spec:
         tokenizer=str(own) if made else base.path,
         template=spec.get("template") if made else None,
     )
-
-
-def _changed(spec: Spec, asked: Base) -> Spec:
-    """A model of the store with what a recipe's `base:` says beside its path."""
-    change = asked.model_dump(exclude_defaults=True, exclude={"path", "revision"})
-    template = None if "chat_template" in change else spec.template
-    return replace(spec, base=spec.base.model_copy(update=change), template=template)
 
 
 def is_adapter(path: Path) -> bool:

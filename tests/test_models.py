@@ -230,17 +230,6 @@ def test_a_store_can_be_moved(tiny_model: Path, tmp_path: Path) -> None:
     assert (logits(models.load(base(link))) - logits(moved)).abs().max() == 0.0
 
 
-def test_a_model_of_the_store_takes_the_template_that_a_recipe_names_beside_its_path(
-    tiny_model: Path, new: Callable[[str], Out]
-) -> None:
-    out = new("made")
-    models.save(models.load(base(tiny_model)), models.tokenizer(base(tiny_model)), None, out)
-    own = models.tokenizer(base(out.path))
-    other = models.tokenizer(base(out.path, chat_template="chatml", pad_token="</s>"))
-    assert "<|im_start|>" in other.chat_template and "<|im_start|>" not in own.chat_template
-    assert other.pad_token == "</s>" != own.pad_token
-
-
 def test_an_adapter_opens_in_peft_from_its_own_directory(
     tiny_model: Path, new: Callable[[str], Out], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +318,18 @@ def test_a_missing_or_unknown_token_is_found_by_the_plan_in_the_same_words(
             models.tokenizer(base(path, **({key: "<nope>"} if given else {})))
         assert len(found) == 1 and found[0].startswith(f"r.yaml:{place or '1:'}")
         assert found[0].endswith(f": base: {error.value}")
+
+
+def test_what_is_named_beside_the_path_of_a_model_that_a_stage_made_is_refused(
+    tiny_model: Path, new: Callable[[str], Out], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = new("made")
+    models.save(models.load(base(tiny_model)), models.tokenizer(base(tiny_model)), None, out)
+    stages = "\nstages: {sft: {model: base, data: d.jsonl}}\n"
+    (found,) = planned(f"base: {{path: ./made, chat_template: chatml}}{stages}")
+    assert found.startswith("r.yaml:1:") and "made was made by a stage, with all that" in found
+    assert planned(f"base: ./made{stages}") == []
 
 
 def test_a_missing_template_is_found_by_the_plan_where_dialogs_are_rendered(
