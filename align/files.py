@@ -268,7 +268,8 @@ def _one(path: Path, number: int, line: bytes, broken: Broken | None) -> Iterato
             _decoded(path, number, line)
         fact, row = "is not UTF-8", None
     except json.JSONDecodeError as error:
-        fact, row = f"is damaged JSON: {error.msg} at character {error.colno}", None
+        what = error.msg.removesuffix(" at")
+        fact, row = f"is damaged JSON: {what} at character {error.colno}", None
     except RecursionError:
         fact, row = "is damaged JSON: it is nested too deeply", None
     else:

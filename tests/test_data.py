@@ -299,6 +299,7 @@ def test_rows_that_cannot_be_used_are_dropped_counted_and_shown(
         ("a.json", "[]", Text, "is empty"),
         ("a.csv", "text\n", Text, "is empty"),
         ("a.jsonl", '{"text": "a"}\n{"text": \n', Text, "line 2 is damaged JSON"),
+        ("a.jsonl", '{"text": "a', Text, "JSON: Unterminated string starting at character 10"),
         ("a.json", '[{"text": "a"}', Text, r"a\.json is damaged JSON"),
         ("a.jsonl", '"text"\n', Text, "line 1 is not an object"),
         ("a.json", "[1, 2]", Text, "is not a list of objects"),
