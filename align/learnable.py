@@ -317,8 +317,9 @@ def conversations(
             f"Of {learnable.rows:,} rows of `{learnable.name()}:` none can be learnt from "
             f"({learnable.left_out()}). Look at them: align view RECIPE --text STAGE."
         )
-    if kept < learnable.rows:
-        out.say(f"{learnable.name()}: left out of it are {learnable.left_out()}.")
+    if lost := learnable.rows - kept:
+        what = f"{lost:,} of {learnable.rows:,} rows are left out"
+        out.say(f"{learnable.name()}: {what} ({learnable.left_out()}).")
 
 
 def _teaches(dialog: Dialog) -> bool:

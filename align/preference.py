@@ -100,14 +100,14 @@ def pairs(
     learnable.finish()
     if not kept:
         raise StageFailed(
-            f"None of {learnable.rows} pairs can be used: longer than {limit} tokens, or with "
-            "equal answers. Raise trainer.max_length as far as the model's context allows, or look "
-            "at the data."
+            f"None of {learnable.rows} pairs can be used ({learnable.left_out()}; {limit} tokens "
+            "fit). Raise trainer.max_length as far as the model's context allows where they are "
+            "too long, or look at the data."
         )
     if unfit := learnable.rows - kept - learnable.long():
         out.say(
             f"{learnable.name()}: {unfit:,} of {learnable.rows:,} pairs are left out that are not "
-            "too long: their answers are equal, or the counts `dropped` say why."
+            f"too long. All by reason: {learnable.left_out()}."
         )
 
 

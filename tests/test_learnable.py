@@ -265,7 +265,7 @@ def test_why_rows_are_left_out_is_said(
     dialogs = [[ask("Hi"), say("no")], [ask("Hi")], [ask("Hi"), say("Yes.")]]
     assert len(learn(dialogs, tokenizer, out)) == 1
     why = "answer begins inside a token: 1, nothing to learn: 1"
-    assert f"data: left out of it are {why}." in capsys.readouterr().err
+    assert f"data: 2 of 3 rows are left out ({why})." in capsys.readouterr().err
     with pytest.raises(StageFailed, match=f"^Of 2 rows of `data:` none .*{why}"):
         learn(dialogs[:2], tokenizer, Out(out.path, out.path))
 
@@ -317,7 +317,7 @@ def test_the_prompt_of_a_long_pair_loses_its_oldest_turns_and_no_answer_does(
     assert tokenizer.decode(pair["rejected_ids"]) == "n<|end|>\n"
     assert out.counts["shortened.turns"]["examples"][0]["messages_left_out"] == 2
     long = {**row, "chosen": [say("y" * limit)]}
-    with pytest.raises(StageFailed, match="None of 1 pairs can be used"):
+    with pytest.raises(StageFailed, match=r"None of 1 pairs can be used \(too long: 1; "):
         list(pairs([long], tokenizer, limit, out, too_long="turns"))
     with pytest.raises(StageFailed, match="Row a has .* So it is with 1 more"):
         list(pairs([row, row], tokenizer, limit, out, too_long="stop"))
@@ -336,7 +336,8 @@ def test_what_becomes_of_a_pair_is_said_once(
     again = Out(out.path, out.path)
     assert len(list(pairs(rows, tokenizer, 60, again))) == 1
     shown = capsys.readouterr().err
-    assert "data: 2 of 3 pairs are left out that are not too long" in shown
+    why = "nothing to learn: 1, equal answers: 1"
+    assert f"data: 2 of 3 pairs are left out that are not too long. All by reason: {why}" in shown
     assert again.counts["dropped.nothing_to_learn"]["n"] == 1
     assert again.counts["dropped.equal_answers"]["n"] == 1
 
