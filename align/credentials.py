@@ -52,7 +52,8 @@ _MARKED = (
 _TOKEN = re.compile(
     r"(?<![A-Za-z0-9_])(?:"
     + "|".join(f"((?:{'|'.join(begins)}){rest})" for _, begins, rest in FORMS)
-    + r")(?![A-Za-z0-9_])"
+    + r")(?![A-Za-z0-9_])",
+    re.ASCII,  # a token ends where Chinese goes on
 )
 _PRIVATE_KEY, _USERINFO = re.compile(PRIVATE_KEY), re.compile(USERINFO)
 _SECRET_NAME = re.compile(r"(?i)(token|keys?|secrets?|passw(or)?ds?|passphrase|credentials?)(_|$)")
@@ -86,8 +87,9 @@ def _marked(text: str) -> bool:
 def found(text: str) -> Iterator[tuple[int, int, str]]:
     """Where a text holds tokens, private keys, or passwords in addresses. See `tokens`."""
     yield from tokens(text)
-    for match in _USERINFO.finditer(text):
-        yield match.start(), match.end(), "a password"
+    if "://" in text:
+        for match in _USERINFO.finditer(text):
+            yield match.start(), match.end(), "a password"
 
 
 def values() -> dict[str, str]:

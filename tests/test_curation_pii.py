@@ -22,6 +22,7 @@ FOUND = {
         "J_D+lists@uni-köln.de",
         "jane [at] mail [dot] org",
         "jane(at)mail.org",
+        "иван@почта.рф",
     ],
     "phone": [
         "+49 30 901820",
@@ -42,6 +43,8 @@ FOUND = {
         "FR14 2004 1010 0505 0001 3M02 606",
         "NO9386011117947",
         "MT84MALT011000012345MTLCAST001S",
+        "de89370400440532013000",
+        "DE89-3704-0044-0532-0130-00",
     ],
     "card": [  # issuers' test numbers
         "4111 1111 1111 1111",
@@ -85,11 +88,30 @@ LEFT = {
         "10 20 30 40 50 60 70",
         "version 212.664.7665.1",
         "01-02-2020 12:30:45",
+        "the sum 0110 1100 0011 in bits",
+        "0000 0000 0000 0000",
+        "DE89 3704 0044 0532 0130 01",
+        "05 10 15 20 25",
+        "Lotto: 07 12 23 34 45",
+        "matrix 020 300 400",
+        "050 100 150",
+        "the ratio 0123/45678",
+        "x = +123 456 789",
+        "+1 234 567 890",
+        "add +10 200 3000 500",
+        "mobile 2019-2020-2021",
+        "cell 1000000",
+        "phone: 10800-2500",
+        "phone can hold [[10801-2502]]=<<10801-2502=8299>>8299",
+        "phone costs 2 * 6647665 or 6647665 * 2",
     ],
     "ip": [
         "192.168.1.1 and 127.0.0.1",
         "version 81.2.69.142",
         "v81.2.69.142",
+        "version is 5.6.7.8",
+        "Python 3.11.2.1",
+        "Chrome/120.0.0.1",
         "81.2.69.142.7",
         "300.2.69.142",
         "std::vector<int> a[1::2]",
@@ -103,6 +125,7 @@ LEFT = {
         "DE8937040044053201300",
         "XX89370400440532013000",
         "AB12 CD34",
+        "be20 the words have",
     ],
     "card": [
         "4111 1111 1111 1112",
@@ -138,6 +161,36 @@ def test_personal_data_gives_way_to_its_kind(kind: str, spelled: str) -> None:
 @pytest.mark.parametrize(("kind", "text"), [(k, t) for k, many in LEFT.items() for t in many])
 def test_what_only_looks_like_it_stays(kind: str, text: str) -> None:
     assert scrubbed(f"So {text} it is.", [kind])[0] == f"So {text} it is."
+
+
+@pytest.mark.parametrize(
+    ("text", "becomes"),
+    [
+        ("请联系foo.bar@gmail.com谢谢", "请联系<EMAIL_1>谢谢"),
+        ("お問い合わせはinfo@toyota.co.jpまで", "お問い合わせは<EMAIL_1>まで"),
+        ("ติดต่อfoo@gmail.comได้", "ติดต่อ<EMAIL_1>ได้"),
+        ("电话+86 138 1234 5678谢谢", "电话<PHONE_1>谢谢"),
+        ("我的phone:6647665谢谢", "我的phone:<PHONE_1>谢谢"),
+        ("卡号4111111111111111。", "卡号<CARD_1>。"),
+        ("账号DE89370400440532013000谢谢", "账号<IBAN_1>谢谢"),
+        ("地址81.2.69.142和2a00:1450:4001:81b::200e谢谢", "地址<IP_1>和<IP_2>谢谢"),
+        ("密钥sk-proj-4f9aKq2LmN8sT1vX7wZ0谢谢", "密钥<KEY_1>谢谢"),
+        ("ip:8.8.8.8, IP:8.8.4.4 port 80", "ip:<IP_1>, IP:<IP_2> port 80"),
+        ("server 8.8.8.8 or ::ffff:8.8.8.8", "server <IP_1> or ::ffff:<IP_1>"),
+        ("source:2a00:1450:4001:81b::200e", "source:<IP_1>"),
+        ("fe80:2a00:1450:4001:81b::200e", "fe80:2a00:1450:4001:81b::200e"),
+        ("Jo,jo@mail.org,212-664-7665,NY", "Jo,<EMAIL_1>,<PHONE_1>,NY"),
+        ("7,212-664-7665,30", "7,<PHONE_1>,30"),
+        ("Jo,4111111111111111,12/27", "Jo,<CARD_1>,12/27"),
+        ("0,4111111111111111", "0,4111111111111111"),
+        ("_jo@mail.org_ __jo@mail.org__ jo@mail.org-", "_<EMAIL_1>_ __<EMAIL_1>__ <EMAIL_1>-"),
+        ("**212-664-7665**, **phone:** 6647665", "**<PHONE_1>**, **phone:** <PHONE_2>"),
+        ("https://jo:a7secret@host.com/", "https://<KEY_1>@host.com/"),
+    ],
+)
+def test_what_stands_beside_hides_nothing(text: str, becomes: str) -> None:
+    """Writing without blanks, rows of CSV, Markdown, names with a colon, addresses of the web."""
+    assert scrubbed(text)[0] == becomes
 
 
 def test_every_kind_has_a_finder() -> None:
@@ -190,6 +243,17 @@ def test_numbers_go_by_first_appearance_in_the_row_and_by_nothing_else() -> None
     assert row["chosen"][0]["content"].startswith("A@mail")
 
 
+def test_a_placeholder_that_stands_there_already_is_somebody_else() -> None:
+    row = {
+        "id": "a",
+        "prompt": [{"role": "user", "content": "b@mail.org, a@mail.org, B@mail.org"}],
+        "chosen": [{"role": "assistant", "content": "<EMAIL_3> and <IP_7>, not +49 30 901820"}],
+    }
+    changed, _ = Pii().change(row)
+    assert changed["prompt"][0]["content"] == "<EMAIL_4>, <EMAIL_5>, <EMAIL_4>"
+    assert changed["chosen"][0]["content"] == "<EMAIL_3> and <IP_7>, not <PHONE_1>"
+
+
 def test_a_row_without_any_is_the_same_object() -> None:
     row = {"id": "a", "text": "Nothing in 2024, at 3.5 % or for $1,200."}
     assert Pii().change(row)[0] is row
@@ -211,6 +275,7 @@ def test_only_the_kinds_that_are_asked_for_are_looked_for() -> None:
     "piece",
     [
         *("1", "a", "1.", "1 ", "a@", "a@b.", "::", "2001:", "A1 ", "DE89 ", "key='a1", "(at)"),
+        *("a_", "a@b._", "ж@ж.", "a1-", "06 ", "phone **", "://a:", "<EMAIL_1> "),
         *("phone ", "+1 ", "(212) ", "sk-", "eyJ-", "-----BEGIN PRIVATE KEY-----"),
     ],
 )

@@ -22,11 +22,11 @@ has few."""
 
 
 def keys(text: str, known: int) -> Iterator[tuple[int, int, str]]:
-    """Tokens by the form that services give them, private keys, and random values with a name.
+    """Tokens by their form, private keys, passwords in addresses, and random values with a name.
 
     A text without digits (`known` is their number) has no random values.
     """
-    found = [(begin, end) for begin, end, _ in credentials.tokens(text)]
+    found = [(begin, end) for begin, end, _ in credentials.found(text)]
     if known >= TURNS // 2 + 1 and ("=" in text or ":" in text):
         low = text.lower()
         if "key" in low or "token" in low or "secret" in low or "passw" in low:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 
 Found = tuple[int, int, str]
 """Start and end in the text, and what is the same for two spellings of the same thing."""
+
+_W = "A-Za-z0-9_À-ӿ"
+"""What goes on in a word: Latin, Greek and Cyrillic. Chinese, Japanese and Thai have no blanks."""
 
 _NO_DIGIT = bytes(set(range(256)) - set(b"0123456789"))
 
@@ -26,9 +29,10 @@ def digits(text: str) -> str:
 # -- e-mail --------------------------------------------------------------------------------------
 
 _EMAIL = re.compile(
-    r"(?<![\wÀ-ɏ.%+-])([A-Za-z0-9À-ɏ_][A-Za-z0-9À-ɏ._%+'-]{0,63})"
+    r"(?<![A-Za-z0-9À-ӿ.%+-])([A-Za-z0-9À-ӿ][A-Za-z0-9À-ӿ._%+'-]{0,63})"
     r"(@|\s?[\[(]at[\])]\s?)"
-    r"((?:[A-Za-z0-9À-ɏ-]{1,63}(?:\.|\s?[\[(]dot[\])]\s?)){1,8}[A-Za-z]{2,24})(?![\w@-])",
+    r"((?:[A-Za-z0-9À-ӿ-]{1,63}(?:\.|\s?[\[(]dot[\])]\s?)){1,8}[A-Za-zЀ-ӿ]{2,24})"
+    r"(?![A-Za-z0-9À-ӿ@]|[_-]{1,3}[A-Za-z0-9À-ӿ])",  # _in@italics.org_ are two marks more
     re.IGNORECASE,
 )
 _RESERVED = re.compile(
@@ -51,26 +55,38 @@ def emails(text: str, known: int) -> Iterator[Found]:
 # -- telephone -----------------------------------------------------------------------------------
 
 _PHONE = re.compile(
-    r"""(?<![\w.,+$€£/-])(?:
-      \+\d{1,3}(?:[ .-]?\(\d{1,4}\)|[ .-]?\d{1,5})(?:[ .-]?\d{2,5}){1,4}     # +49 30 901820
-    | (?:\+?1[ .-]?)?(?:\([2-9]\d\d\)\s?|[2-9]\d\d[.-])[2-9]\d\d[.-]\d{4}    # (212) 555-1234
-    | 0[1-9](?:[ .-]\d\d){4}                                                 # 06 12 34 56 78
-    | 0\d{2,4}[ ]\d{3,4}[ ]\d{3,4}                                           # 020 7946 0958
-    | 0[1-9]\d{1,3}[/-]\d{5,8}                                               # 0171/2345678
-    )(?![\w%+*/^=]|[-.,]\d)""",
-    re.VERBOSE,
+    rf"(?<![{_W}.+$€£/-])"
+    r"""(?:
+      (?:\+?1[ .-]?)?(?:\([2-9]\d\d\)\s?|[2-9]\d\d[.-])[2-9]\d\d[.-]\d{4}    # (212) 555-1234
+    | (?<![0-9],)(?:
+        \+\d{1,3}(?:[ .-]?\(\d{1,4}\)|[ .-]?\d{1,5})(?:[ .-]?\d{2,5}){1,4}   # +49 30 901820
+      | 0[1-9](?:[ .-]\d\d){4}                                               # 06 12 34 56 78
+      | 0\d{2,4}[ ]\d{3,4}[ ]\d{3,4}                                         # 020 7946 0958
+      | 0[2-9]\d{1,3}[/-]\d{5,8} | 01\d{2,3}[/-]\d{6,8}                      # 0171/2345678
+      )(?!,\d)
+    )"""
+    rf"(?![{_W}%+/^=]|\*[{_W}(]|[-.]\d)",
+    re.VERBOSE | re.ASCII,
 )
 _CALLED = re.compile(
-    r"\b(?:tele)?(?:phone|fax|mobile|cell|whatsapp)\b[^\d\n+]{0,20}"
-    r"((?:\+|\()?\d(?:[ ()./-]{0,2}\d){6,14})(?![\w%]|[-.,]\d)",
-    re.IGNORECASE,
+    rf"(?<![{_W}])(?:tele)?(?:phone|fax|mobile|cell|whatsapp)(?![{_W}])"
+    r"(?:[^0-9\n+=*\[<]|\*\*){0,20}"  # what is set in bold, but no sum
+    r"((?:\+|\()?\d(?:[ ()./-]{0,2}\d){6,14})"
+    rf"(?![{_W}%]|[-.,]\d|\s?[=\[\]<]|\s?\*(?!\*))",
+    re.IGNORECASE | re.ASCII,
 )
 """A number that is called one may have any form."""
 
 _TOLL_FREE = re.compile(r"1?(?:8(?:00|33|44|55|66|77|88)|900)\d{7}")
 """Hotlines and the like: nobody's own, and an answer may be of no use without it."""
 
-_AMOUNT = re.compile(r"\+\d{1,3}(?:[ .]\d{3})*[ .]000")
+_AMOUNT = re.compile(
+    r"\+(?:[0-9]{1,3}(?:(?:[ .][0-9]{3})*[ .]000|(?:[ .][0-9]{3}){1,2})|1(?:[ .][0-9]{3}){3})"
+)
+"""Thousands: a number in threes that is too short to be somebody's, or round."""
+
+_BEFORE, _AFTER = re.compile(r"[0-9][ \t,]\Z"), re.compile(r"[ \t,][0-9]")
+_NO_PART = re.compile(r"(?:19|20)[0-9]{2}|[0-9]+00")
 _DENSE = re.compile(r"[0-9](?:[ ()./-]{0,3}[0-9]){6}")
 """Seven digits in a row. It begins with a set of characters: `re` looks for those fast."""
 
@@ -78,12 +94,12 @@ _DENSE = re.compile(r"[0-9](?:[ ()./-]{0,3}[0-9]){6}")
 def phones(text: str, known: int) -> Iterator[Found]:
     """Telephone numbers: international ones, national forms with separators, and what is called so.
 
-    Not toll-free ones, and not numbers of the form of +100 000 000.
+    Not toll-free ones, and not numbers of the form of +100 000 000, lists of numbers and sums.
     """
     if known < 7 or not _DENSE.search(text):
         return
-    spans = [match.span() for match in _PHONE.finditer(text)]
-    spans += [match.span(1) for match in _CALLED.finditer(text)]
+    spans = [span for m in _PHONE.finditer(text) if not _listed(text, *(span := m.span()))]
+    spans += [m.span(1) for m in _CALLED.finditer(text) if not _reckoned(m[1])]
     end = 0
     for start, stop in sorted(spans):
         number = digits(text[start:stop])
@@ -93,30 +109,62 @@ def phones(text: str, known: int) -> Iterator[Found]:
             end = stop
 
 
+def _listed(text: str, start: int, stop: int) -> bool:
+    """Whether groups of digits are rather numbers in a row.
+
+    More of them stand beside, or they are binary, round, in equal steps, or drawn: pairs that rise.
+    """
+    groups = [int(group) for group in re.findall("[0-9]+", text[start:stop])]
+    if len(groups) < 3:
+        return False
+    if text[start] != "0":
+        return all(group % 100 == 0 for group in groups[1:])
+    return (
+        bool(_BEFORE.search(text[max(0, start - 2) : start]) or _AFTER.match(text, stop))
+        or set(digits(text[start:stop])) <= {"0", "1"}
+        or all(group % 100 == 0 for group in groups[1:])
+        or len({after - before for before, after in pairwise(groups)}) == 1
+        or (len(groups) == 5 and groups == sorted(groups) and groups[-1] < 50)
+    )
+
+
+def _reckoned(spelled: str) -> bool:
+    """Whether what stands behind a name is rather a round number, years or a round difference."""
+    return spelled.endswith("000") or all(map(_NO_PART.fullmatch, re.findall("[0-9]+", spelled)))
+
+
 # -- addresses of machines -----------------------------------------------------------------------
 
-_V4 = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![\w-]|\.[0-9])")
+_V4 = re.compile(rf"[0-9]{{1,3}}\.[0-9]{{1,3}}\.[0-9]{{1,3}}\.[0-9]{{1,3}}(?![{_W}-]|\.[0-9])")
 _V6 = re.compile(
-    r"(?<![\w:.])[23][0-9A-Fa-f]{3}:{1,2}(?:[0-9A-Fa-f]{1,4}:{1,2}){0,6}[0-9A-Fa-f]{0,4}(?![\w:])"
+    rf"(?<![{_W}.])[23][0-9A-Fa-f]{{3}}:{{1,2}}(?:[0-9A-Fa-f]{{1,4}}:{{1,2}}){{0,6}}"
+    rf"[0-9A-Fa-f]{{0,4}}(?![{_W}:])"
 )
 """Public IPv6 addresses lie in 2000::/3; `1::2` in a program does not."""
 
+_INSIDE = re.compile(rf"(?:^|[^{_W}])[0-9A-Fa-f]{{0,4}}:\Z")
+"""What comes before the middle of an IPv6 address; `ip:` comes before a whole one."""
+
 _OTHERWISE = re.compile(
-    r"(?:[\w.:-]|(?:version|ver|release|section|chapter|build|§)[.:]?\s*)\Z", re.IGNORECASE
+    rf"(?:[{_W}.-]|[a-z]/|(?<![{_W}])(?:version|ver|release|section|chapter|build|§|python|java|node"
+    r"|php|ruby|chrome|firefox|safari|windows|linux|kernel|android|ios|macos)(?:\s(?:is|was))?"
+    r"[.:]?\s*)\Z",
+    re.IGNORECASE,
 )
-"""What comes before four numbers that are no address."""
+"""What comes before four numbers that are no address; `a/` as in Chrome/120.0.0.0."""
 
 
 def addresses(text: str, known: int) -> Iterator[Found]:
     """Public IPv4 and IPv6 addresses; no versions, no sections, none of private networks."""
     if known >= 4 and text.count(".") >= 3:
         for match in _V4.finditer(text):
-            before = text[max(0, match.start() - 12) : match.start()]
+            before = text[max(0, match.start() - 24) : match.start()]
             if not _OTHERWISE.search(before) and _public(match[0]):
                 yield match.start(), match.end(), match[0]
     if known and ("::" in text or text.count(":") >= 7):
         for match in _V6.finditer(text):
-            if _public(match[0]):
+            before = text[max(0, match.start() - 6) : match.start()]
+            if not _INSIDE.search(before) and _public(match[0]):
                 yield match.start(), match.end(), str(ipaddress.ip_address(match[0]))
 
 
@@ -152,33 +200,40 @@ _LENGTHS = {
 """Characters of an IBAN, and the countries whose have so many (SWIFT's IBAN registry)."""
 
 _SPELLED = {
-    code: re.compile(rf"(?<!\w)[A-Z](?: ?[A-Z0-9]){{{length - 1}}}(?!\w)")
+    code: re.compile(
+        rf"(?<![{_W}])[A-Z](?:[ -]?[A-Z0-9]){{{length - 1}}}(?!-?[{_W}])", re.IGNORECASE | re.ASCII
+    )
     for length, codes in _LENGTHS.items()
     for code in codes.split()
 }
-_IBAN = re.compile(r"[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11}")
+_IBAN = re.compile(r"[0-9]{2}(?:[ -]?[A-Za-z0-9]){11}")
+"""From its first digit on, as digits are rare; two letters must stand before."""
 
 
 def ibans(text: str, known: int) -> Iterator[Found]:
     """Account numbers of the right length for their country whose remainder by 97 is 1 (ISO 7064).
 
-    In groups, too.
+    In groups, too. In small letters more than half are digits: words could have that sum.
     """
     at = 0
     while known >= 7 and (begun := _IBAN.search(text, at)):
-        at = begun.start() + 2
-        whole = _SPELLED.get(begun[0][:2])
-        match = whole.match(text, begun.start()) if whole else None
-        if match and _remainder(number := match[0].replace(" ", "")) == 1:
-            at = match.end()
-            yield match.start(), match.end(), number
+        at = begun.start() + 1
+        whole = _SPELLED.get(text[max(0, at - 3) : at - 1].upper())
+        if whole and (match := whole.match(text, at - 3)):
+            number = re.sub("[ -]", "", match[0])
+            plain = number.isupper() or 2 * len(digits(number)) > len(number)
+            if plain and _remainder(number) == 1:
+                at = match.end()
+                yield match.start(), match.end(), number.upper()
 
 
 def _remainder(number: str) -> int:
     return int("".join(str(int(c, 36)) for c in number[4:] + number[:4])) % 97
 
 
-_CARD = re.compile(r"(?<![\w.,$€£-])\d{4}(?:[ -]?\d){8,14}\d(?![\w%]|[-.,]\d)")
+_CARD = re.compile(
+    rf"(?<![{_W}.$€£-])(?<![0-9],)[0-9]{{4}}(?:[ -]?[0-9]){{8,14}}[0-9](?![{_W}%]|[-.][0-9])"
+)
 _ISSUER = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})"  # Visa
     r"|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}"  # Mastercard

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -24,6 +25,8 @@ _FINDERS: dict[Kind, Callable[[str, int], Iterable[Found]]] = {
     "phone": personal.phones,
 }
 
+_PLACEHOLDER = re.compile(r"<([A-Z]{2,5})_([0-9]{1,9})>")
+
 
 class Pii(Settings):
     """Personal data gives way to placeholders: `<EMAIL_1>`, `<PHONE_2>` …
@@ -42,6 +45,7 @@ class Pii(Settings):
         """The row with placeholders, and how many things of each kind were found in it."""
         finders = [(kind, find) for kind, find in _FINDERS.items() if kind in self.kinds]
         names: dict[tuple[Kind, str], str] = {}
+        taken: Counter[str] = Counter()
         counts: Counter[str] = Counter()
 
         def scrubbed(text: str) -> str:
@@ -49,21 +53,33 @@ class Pii(Settings):
             for kind, find in finders:
                 if found := list(find(text, known)):
                     counts[kind] += len(found)
-                    text = _replaced(text, kind, found, names)
+                    text = _replaced(text, kind, found, names, taken[kind])
             return text
 
         for _, text in said(row):
             known = len(personal.digits(text))
             for _, find in finders:
                 for _ in find(text, known):
+                    taken.update(_highest(row))
                     return rewritten(row, scrubbed), counts
         return row, counts  # as nearly all rows are: nothing is copied
 
 
-def _replaced(text: str, kind: Kind, found: list[Found], names: dict[tuple[Kind, str], str]) -> str:
+def _highest(row: Row) -> dict[str, int]:
+    """The last number of each kind in what a row holds already: who comes now is somebody else."""
+    highest: dict[str, int] = {}
+    for _, text in said(row):
+        for kind, number in _PLACEHOLDER.findall(text):
+            highest[kind.lower()] = max(int(number), highest.get(kind.lower(), 0))
+    return highest
+
+
+def _replaced(
+    text: str, kind: Kind, found: list[Found], names: dict[tuple[Kind, str], str], taken: int
+) -> str:
     parts, at = [], 0
     for start, end, identity in found:
-        n = sum(known == kind for known, _ in names)
+        n = taken + sum(known == kind for known, _ in names)
         name = names.setdefault((kind, identity), f"<{kind.upper()}_{n + 1}>")
         parts += [text[at:start], name]
         at = end
