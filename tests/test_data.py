@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from align import data
+from align import benchmarks, data
 from align.artifacts import Conversations, Preferences, Prompts, Rows, Text
 from align.data import Source
 from align.errors import StageFailed
@@ -446,3 +446,12 @@ def test_a_stage_may_have_pairs_among_its_rankings(out: Out) -> None:
     out.write_rows([pair, ranking, {**pair, "prompt": "3+3?"}])
     found = list(data.read(Preferences(out.path), Preferences, None))
     assert ["ranked" in row for row in found] == [False, True, False]
+
+
+def test_a_benchmark_is_read_as_it_is_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b"}\n')
+    half = Source(path=str(path), split="train[:1]")
+    assert [row["text"] for row in benchmarks.rows(half, text=str)] == ["a"]
+    with pytest.raises(StageFailed, match=r"read as it is, without count\. Leave that out"):
+        list(benchmarks.rows(Source(path=str(path), count=1), text=str))
