@@ -21,12 +21,12 @@ from align.errors import StageFailed
 from align.formats.dialogs import STRONGEST, Choice, Unusable
 from align.formats.strength import COLUMNS
 from align.out import Out
-from align.questions import Questions
-from align.raw import Told, name_of, teller
-from align.raw import rows as rows
-from align.raw import telling as telling
 from align.seen import Seen
-from align.source import Source as Source
+from align.sources.questions import Questions
+from align.sources.raw import Told, name_of, teller
+from align.sources.raw import rows as rows
+from align.sources.raw import telling as telling
+from align.sources.source import Source as Source
 
 Row = dict[str, Any]
 

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import adapters, files, forms, hub, raw, shelf
+from align import adapters, forms, hub, shelf
 from align.artifacts import Artifact, Model, RewardModel, Rows
 from align.data import Source
 from align.errors import StageFailed
 from align.models import Base, token_problem
 from align.options import nearest
 from align.records import data_files, external, is_path
+from align.sources import files, raw
 from align.spec import adapted_base, is_adapter
 from align.yaml import Node, show
 

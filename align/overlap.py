@@ -24,7 +24,7 @@ from align.data import Source
 from align.errors import RecipeError, StageFailed
 from align.out import EXAMPLES, Out
 from align.settings import Stage, Task
-from align.source import WHERE
+from align.sources.source import WHERE
 
 Hits = dict[str, str]
 """By an item's id: "exact" or "partial"."""

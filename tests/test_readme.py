@@ -35,7 +35,8 @@ def test_every_make_target_of_the_readme_exists() -> None:
 def test_the_commands_of_the_readme_run_in_an_empty_directory(tmp_path: Path) -> None:
     """All but `align run`, which is planned instead, and what asks for something that is made."""
     found = commands("align")
-    assert {"new", "plan", "run", "eval", "view", "chat", "push"} <= {line.split()[1] for line in found}
+    verbs = {line.split()[1] for line in found}
+    assert {"new", "plan", "run", "eval", "view", "chat", "push"} <= verbs
     for line in found:
         arguments = shlex.split(line)[1:]
         if arguments[0] in ("eval", "view", "chat", "push"):

@@ -9,8 +9,8 @@ from align import data
 from align.artifacts import Rows
 from align.data import Row, Source
 from align.out import Out
-from align.raw import name_of
 from align.seen import Seen
+from align.sources.raw import name_of
 
 
 def stage(source: Rows | Source) -> Rows | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from align import data, launch, losses, models, splits, training
+from align import data, launch, losses, models, training
 from align.adapters import carried
 from align.artifacts import Model, Preferences
 from align.data import Source
@@ -15,6 +15,7 @@ from align.launch import Launch
 from align.learnable import TooLong
 from align.out import Out
 from align.settings import Library, Stage
+from align.sources import splits
 from align.targets import moves_base
 
 OWNED = {

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from align import data, models, splits, training
+from align import data, models, training
 from align.artifacts import Model, Preferences, RewardModel, read_json
 from align.data import Source
 from align.gates import held_out
@@ -17,6 +17,7 @@ from align.launch import Launch
 from align.learnable import TooLong
 from align.out import Out
 from align.settings import Library, Settings, Stage
+from align.sources import splits
 
 
 class Gate(Settings):

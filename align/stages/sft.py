@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from align import data, models, splits, training
+from align import data, models, training
 from align.artifacts import Conversations, Model
 from align.data import Source
 from align.errors import StageFailed
@@ -15,6 +15,7 @@ from align.launch import Launch
 from align.learnable import TooLong, conversations
 from align.out import Out
 from align.settings import Library, Stage
+from align.sources import splits
 
 
 class Sft(Stage):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from align.artifacts import Rows
 from align.data import Source, mix
 from align.errors import StageFailed
-from align.questions import Questions, asked, number
+from align.sources.questions import Questions, asked, number
 
 
 def refuse_overlap(

@@ -10,11 +10,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from align import files, loading
 from align.artifacts import Rows
 from align.errors import StageFailed
 from align.out import Out
-from align.source import WHERE, Source
+from align.sources import files, loading
+from align.sources.source import WHERE, Source
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import StageFailed
-from align.files import SUFFIXES, format_of
+from align.sources.files import SUFFIXES, format_of
 
 Row = dict[str, Any]
 
