@@ -1,5 +1,6 @@
 """Rules that go by what can be counted: length, repetition, emojis, phrases."""
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ import regex
 from align.curation import emojis
 from align.curation.heuristics import Bounds, Emoji, Length, Phrases, Repetition
 from align.curation.repetition import shares
+from align.curation.rules import rewritten
 from align.out import Out
 
 SONG = """The wheels on the bus go round and round,
@@ -125,6 +127,16 @@ def test_what_was_asked_what_is_short_and_what_is_code_may_repeat() -> None:
     assert Repetition().look(asked_and_said(f"{STORY}\n{code}")) is None
 
 
+def test_letters_of_scripts_without_spaces_are_counted_as_words() -> None:
+    told = "".join(chr(0x4E00 + 7 * i) for i in range(60))
+    assert Length(words=Bounds(at_least=60, at_most=61)).look([("text", f"{told}。")]) is None
+    assert Length(words=Bounds(at_most=4)).look([("text", "“A café, so.”")]) is None
+    assert Repetition().look(asked_and_said(told)) is None
+    found = shares(f"{told}{told}")
+    assert found is not None and found.top_ngrams == pytest.approx([4 / 120, 6 / 120, 8 / 120])
+    assert found.duplicate_ngrams == pytest.approx([(60 - 60 % n) / 120 for n in range(5, 11)])
+
+
 def test_of_a_text_of_megabytes_the_beginning_is_read() -> None:
     words = " ".join(f"word{i}" for i in range(20_000))
     assert shares(words + " no" * 3_000_000) == shares(words)
@@ -162,6 +174,36 @@ def test_what_was_asked_keeps_its_emojis_and_an_answer_is_never_emptied() -> Non
     assert Emoji(emojis=0).change(row) == (row, {})
 
 
+def test_thoughts_are_answers_and_calls_are_none() -> None:
+    row = conversation("Yes!!!")
+    call = {"function": {"name": "f", "arguments": {"text": "So!!!", "n": [1, "No!!"]}}}
+    row["messages"][1] |= {"reasoning_content": "Hm!!!", "thinking": 3, "tool_calls": [call]}
+    changed, counts = Emoji().change(row)
+    answer = changed["messages"][1]
+    assert (answer["content"], answer["reasoning_content"]) == ("Yes!", "Hm!")
+    assert answer["tool_calls"] == [call] and counts == {"exclamations": 4}
+
+
+def test_what_is_no_call_is_left_alone() -> None:
+    for calls in ("x", ["x"], [{"function": "f"}]):
+        row = conversation("Yes.")
+        row["messages"][1]["tool_calls"] = calls
+        assert rewritten(row, str.upper)["messages"][1]["tool_calls"] == calls
+
+
+def test_what_tools_are_called_with_can_be_changed_and_stays_json() -> None:
+    row = conversation("Yes.")
+    given = ({"a": ["x", 1, {"b": "y"}]}, '{"a":"x\\n"}', '{"n":  1}', "no json x", {})
+    calls = [{"function": {"name": "x", "arguments": one}} for one in given]
+    calls.append({"name": "x", "arguments": {"a": "x"}})
+    row["messages"][1]["tool_calls"] = calls
+    changed = rewritten(row, lambda text: text.replace("x", "<X>"))["messages"][1]["tool_calls"]
+    found = [call.get("function", call)["arguments"] for call in changed]
+    assert found[0] == {"a": ["<X>", 1, {"b": "y"}]} and json.loads(found[1]) == {"a": "<X>\n"}
+    assert found[2:] == ['{"n":  1}', "no json <X>", {}, {"a": "<X>"}]
+    assert {call.get("function", call)["name"] for call in changed} == {"x"}
+
+
 def test_a_row_full_of_emojis_goes() -> None:
     said = asked_and_said("Yes 😀 no 😀")
     assert Emoji().look(said) is None
@@ -188,6 +230,21 @@ def test_a_phrase_keeps_its_share_of_what_stays(tmp_path: Path) -> None:
     assert sum(one.startswith("s") for one in kept) == 20  # 20 of 202 rows: the most below 10 %
     random.Random(0).shuffle(rows)
     assert set(sifted(rule, rows, tmp_path)) == set(kept)
+
+
+def test_what_stays_hangs_on_no_name_of_a_file_and_on_no_apostrophe(tmp_path: Path) -> None:
+    said = ["I’m sorry", "I'm sorry", "Yes", "Yes"]
+    rows = [conversation(f"{said[i % 4]}, {i}.", id=str(i)) for i in range(200)]
+    kept = [
+        sifted(Phrases(phrases=[phrase], at_most=0.1), named, tmp_path)
+        for phrase in ("I'm sorry", "i’m sorry")
+        for named in (
+            [{**row, "source": "one.jsonl"} for row in rows],
+            [{**row, "source": "renamed.jsonl"} for row in rows],
+            [{**row, "source": f"{i // 100}.jsonl"} for i, row in enumerate(rows)],
+        )
+    ]
+    assert len(kept[0]) == 111 and kept == [kept[0]] * 6
 
 
 def test_several_phrases_each_keep_theirs(tmp_path: Path) -> None:

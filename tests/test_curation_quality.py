@@ -69,6 +69,14 @@ def test_of_equal_rows_the_order_does_not_say_which_stay(tmp_path: Path) -> None
     assert len(first) == 3
 
 
+def test_names_of_files_do_not_say_which_of_equal_rows_stay(tmp_path: Path) -> None:
+    rows = [conversation(f"It is 7, {chr(97 + i)}.", str(i)) for i in range(12)]
+    one = [{**row, "source": "one.jsonl"} for row in rows]
+    two = [{**row, "source": f"{i % 2}.jsonl"} for i, row in enumerate(rows)]
+    first = kept(sifted(Quality(reward=Digits()), one, tmp_path / "1"))
+    assert kept(sifted(Quality(reward=Digits()), two, tmp_path / "2")) == first
+
+
 def test_a_row_without_a_number_is_not_good_and_counts_for_no_share(tmp_path: Path) -> None:
     rows = [conversation("None.", f"n{i}") for i in range(6)]
     rows += [conversation(str(i), str(i)) for i in range(4)]

@@ -132,6 +132,28 @@ def test_the_order_of_the_rows_changes_nothing(
     assert whys == {row["id"]: why.facts for row, why in second if why}
 
 
+def test_of_equal_rows_the_names_of_their_files_do_not_say_which_stays(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [document("the same text", str(i), column=i) for i in range(8)]
+    rule = Semantic(model=model(tiny_model))
+    one = [{**row, "source": "one.jsonl"} for row in rows]
+    two = [{**row, "source": f"{i % 2}.jsonl"} for i, row in enumerate(rows)]
+    first = kept(sifted(rule, one, tmp_path / "1"))
+    assert len(first) == 1 and kept(sifted(rule, two, tmp_path / "2")) == first
+
+
+def test_rows_with_other_tools_do_not_mean_the_same_and_calls_are_read(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    answer = {"role": "assistant", "content": "b", "reasoning_content": "a"}
+    answer["tool_calls"] = [{"name": "f", "arguments": {"x": 1}}]
+    row = {"messages": [{"role": "user", "content": "q"}, answer]}
+    assert embedding.text(row) == 'q\n\na\n\nb\n\nf {"x": 1}'
+    rows = [{**row, "id": str(i), "tools": [{"name": "fg"[i % 2]}]} for i in range(6)]
+    assert len(kept(sifted(Semantic(model=model(tiny_model)), rows, tmp_path))) == 2
+
+
 def test_of_preferences_the_rejected_answer_does_not_count() -> None:
     def said(role: str, text: str) -> list[dict[str, str]]:
         return [{"role": role, "content": text}]

@@ -6,10 +6,10 @@
   (as Tulu 3 does, arXiv 2411.15124, §3.2). A question with less than 16 words of its own is looked
   for as it is only: one run is more than half of it.
 
-Words are letters and digits, small. The question is the item's `question`, else the last message of
-its prompt with those before it until there are 8 words. Runs that stand in many items are the
-task's form (instructions, examples before the question, templates), and no item's own: "I want to
-know: what is the colour of" is no leak.
+Words are letters and digits, small (`words.Texts`). The question is the item's `question`, else the
+last message of its prompt with those before it until there are 8 words. Runs that stand in many
+items are the task's form (instructions, examples before the question, templates), and no item's
+own: "I want to know: what is the colour of" is no leak.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any, Literal
 import numpy as np
 
 from align import rewards
-from align.curation.words import Texts, runs
+from align.curation.scripts import apart
+from align.curation.words import FORM, Texts, runs
 from align.settings import Task
 
 RUN = 8
@@ -37,7 +38,7 @@ MMLU's subjects, with examples of its own, is more than that."""
 
 FEW = 10
 
-RULES = [RUN, SHARE, COMMON, FEW]
+RULES = [RUN, SHARE, COMMON, FEW, FORM]
 
 _BITS = np.uint64(22)
 """A table of 2^22 places says of most runs at once that no question has them."""
@@ -67,7 +68,7 @@ def question(item: Item) -> str:
     said: list[str] = []
     for message in reversed(asked):
         said = [*texts(message.get("content") or ""), *said]
-        if len(" ".join(said).split()) >= RUN:
+        if len(apart(" ".join(said))) >= RUN:
             break
     return " ".join(said)
 

@@ -10,6 +10,7 @@ import unicodedata
 from align.curation.rules import Row, rewritten
 
 NAMES = ("id", "source")
+"""Columns that say where a row comes from, and nothing of what it holds."""
 
 dumps = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -34,6 +35,15 @@ def holds(row: Row) -> tuple[int, str]:
     columns = dumps({key: value for key, value in row.items() if key not in NAMES})
     names = dumps({key: row[key] for key in NAMES if key in row})
     return number(columns), f"{names[:-1]}, {columns[1:]}"
+
+
+def tools(row: Row) -> int:
+    """64 bits of the tools it has, in any order; 0: none."""
+    having = row.get("tools")
+    if not having:
+        return 0
+    each = json.loads(having) if isinstance(having, str) else having
+    return number(dumps(sorted(json.dumps(tool, sort_keys=True) for tool in each)))
 
 
 def score(row: Row) -> float:

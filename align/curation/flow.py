@@ -186,7 +186,7 @@ class Table:
         counts = self._columns["grams"]
         before = int(counts[self._first[lot] : place].sum())
         found = self._read(lot, GRAMS, 8 * before, 8 * int(counts[place]))
-        return np.unique(np.frombuffer(found, np.uint64))
+        return np.frombuffer(found, np.uint64)
 
     def _lot(self, place: int) -> int:
         return int(np.searchsorted(self._first, place, side="right")) - 1

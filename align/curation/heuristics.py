@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -12,6 +13,7 @@ from pydantic import Field, field_validator
 from align.curation import emojis
 from align.curation.repetition import Shares, shares
 from align.curation.rules import Row, Rule, Said, Why, said
+from align.curation.scripts import apart
 from align.curation.texts import amended, answers, tie
 from align.out import Out
 from align.settings import Settings
@@ -30,7 +32,10 @@ class Bounds(Settings):
 
 
 class Length(Rule):
-    """Rows that are too short or too long. Words are what stands between white space."""
+    """Rows that are too short or too long. Words are what stands between white space.
+
+    Of scripts without it (Chinese, Japanese, Thai) every letter is a word.
+    """
 
     words: Bounds = Bounds()
     """Of all that a row says."""
@@ -59,7 +64,7 @@ class Length(Rule):
 
 
 def _words(texts: list[str]) -> int:
-    return sum(len(text.split()) for text in texts)
+    return sum(len(apart(text)) for text in texts)
 
 
 class Repetition(Rule):
@@ -188,10 +193,15 @@ class Phrases(Settings):
 
     def _in(self, row: Row) -> list[str]:
         """The phrases that an answer of the row uses."""
-        text = "\n".join(answers(said(row))).replace("\u2019", "'")
+        text = _straight("\n".join(answers(said(row))))
         return [p for p in self.phrases if _pattern(p).search(text)]
 
 
 @cache
 def _pattern(phrase: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)", re.IGNORECASE)
+    return re.compile(rf"(?<!\w){re.escape(_straight(phrase))}(?!\w)", re.IGNORECASE)
+
+
+def _straight(text: str) -> str:
+    """A text with one kind of apostrophe, in NFC."""
+    return unicodedata.normalize("NFC", text.replace("\u2019", "'"))

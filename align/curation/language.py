@@ -73,7 +73,7 @@ class Language(Rule):
 
 
 def _read(said: list[Said]) -> str:
-    texts = answers(said) or [text for _, text in said]
+    texts = answers(said) or [text for role, text in said if role != "call"]
     return prose("\n".join(texts)[:ENOUGH])
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from align.curation import exact
 from align.curation.rules import Row, Why, said
+from align.curation.scripts import apart
 from align.curation.texts import amended, answers
 from align.out import Out
 from align.settings import Settings
@@ -89,7 +90,7 @@ class Lines(Settings):
         least = 1 if "text" in row else self.words
         for line, code in _told(text):
             normal = "" if code else normalised(line)
-            if normal and normal.count(" ") >= least - 1:
+            if normal and len(apart(normal)) >= least:
                 yield line, exact.number(normal)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from align.curation import minhash
 from align.curation.contamination import Questions, texts
-from align.curation.exact import content, dumps, holds, number, score
+from align.curation.exact import content, dumps, holds, number, score, tools
 from align.curation.heuristics import Emoji
 from align.curation.language import Language
 from align.curation.near import Near
@@ -85,6 +85,8 @@ class Looker:
         if self.near is not None:
             compared = read.texts.numbers[np.repeat(read.near, read.texts.lengths)]
             found, counts = minhash.grams(compared, read.count(read.near))
+            having = np.array([tools(row) for row in rows], np.uint64)
+            found, counts = minhash.different(found ^ np.repeat(having, counts), counts)
             columns["grams"] = counts.astype(np.uint32)
             at[GRAMS] = self._write(GRAMS, found.tobytes())
             bands = minhash.sketch(found, counts, self.shape)

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from align.curation.words import Numbers, runs, starts
+from align.curation.words import ODD, Numbers, runs, starts
 
 Counts = NDArray[np.int64]
 
@@ -32,6 +33,10 @@ SURE = 0.99
 WINDOW = 16
 """Rows of a band that a row is compared with at most: those before it by rank. More rows meet only
 where many share a template that is most of what they say, and are not near each other."""
+
+REFUSED = 22
+"""Bits of the places for pairs that were compared and are not near, so that they are not compared
+again in each band; where two pairs have one place, the later one has it."""
 
 
 def bands(similarity: float) -> tuple[int, int]:
@@ -64,6 +69,17 @@ def grams(numbers: Numbers, lengths: Counts) -> tuple[Numbers, Counts]:
     return np.concatenate([found, *whole])[order], counts
 
 
+def different(found: Numbers, counts: Counts) -> tuple[Numbers, Counts]:
+    """The different runs of every text, sorted, and how many they are."""
+    found, begins = found.copy(), starts(counts)
+    for begin, count in zip(begins.tolist(), counts.tolist(), strict=True):
+        found[begin : begin + count].sort()
+    new = np.append(True, found[1:] != found[:-1])[: len(found)]
+    new[begins[counts > 0]] = True
+    sums = np.append(0, np.cumsum(new))
+    return found[new], sums[begins + counts] - sums[begins]
+
+
 def sketch(found: Numbers, counts: Counts, shape: tuple[int, int]) -> Numbers:
     """The bands of every row, one number each: (rows, bands)."""
     os.environ["RAYON_NUM_THREADS"] = "1"  # we are one process of several
@@ -90,6 +106,8 @@ def groups(
         similarity: from which two rows are in one group.
     """
     above = np.arange(len(rank))
+    known = lru_cache(2 * WINDOW)(runs_of)  # of the rows that a row is compared with
+    refused = np.zeros(1 << REFUSED, np.uint64)
 
     def top(row: int) -> int:
         while above[row] != row:
@@ -101,17 +119,29 @@ def groups(
         for members in _equal(column):
             members = members[np.argsort(rank[members])]
             for i, row in enumerate(members.tolist()):
-                for other in members[max(0, i - WINDOW) : i].tolist():
+                others = members[max(0, i - WINDOW) : i]
+                pairs = (row * len(rank) + others + 1).astype(np.uint64)  # 0 is no pair
+                places = pairs * ODD >> np.uint64(64 - REFUSED)
+                new = refused[places] != pairs
+                for other, place, pair in zip(
+                    others[new].tolist(), places[new], pairs[new], strict=True
+                ):
                     ours, theirs = top(row), top(other)
-                    if ours != theirs and jaccard(runs_of(row), runs_of(other)) >= similarity:
+                    if ours == theirs:
+                        continue
+                    if jaccard(known(row), known(other)) >= similarity:
                         first, last = sorted((ours, theirs), key=rank.__getitem__)
                         above[last] = first
+                    else:
+                        refused[place] = pair
     return np.fromiter(map(top, range(len(rank))), np.int64, len(rank))
 
 
 def jaccard(a: Numbers, b: Numbers) -> float:
     """The share of the runs of both that are in both; of sorted, different runs."""
-    both = len(np.intersect1d(a, b, assume_unique=True))
+    every = np.concatenate([a, b])
+    every.sort()
+    both = int(np.count_nonzero(every[1:] == every[:-1]))
     return both / (len(a) + len(b) - both)
 
 

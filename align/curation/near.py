@@ -15,7 +15,7 @@ class Near(Settings):
     MinHash finds them (Broder 1997), and each pair it finds is then compared word by word. Rows are
     one group if a chain of such pairs leads from one to the other; of a group the row with the
     highest score stays. System messages have no part in it: a long one that all rows share
-    would make all of them alike.
+    would make all of them alike; nor have tools, but rows with different tools are never near.
     """
 
     similarity: float = Field(0.8, ge=0.3, le=1)

@@ -1,7 +1,8 @@
 """How much of a text was there before: the shares of Gopher's rules (arXiv 2112.11446, table A1).
 
 Two things differ from datatrove's filter. What comes once is no repetition, so the most frequent
-words of a short text are none; and words are what stands between white space.
+words of a short text are none; and words are what stands between white space,
+or letters where a script has none (`scripts.apart`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from align.curation.scripts import apart
 
 SHORTEST = 50
 """Words of the shortest text whose shares say something: Gopher keeps no shorter documents."""
@@ -36,9 +39,10 @@ class Shares:
 def shares(text: str) -> Shares | None:
     """The shares of a text; None where it has fewer words than say something."""
     text = text[:LONGEST].strip()
-    words = text.split()
+    words = apart(text)
     if len(words) < SHORTEST:
         return None
+    between = " " if len(words) == len(text.split()) else ""
     lines = re.split(r"\n+", text)
     paragraphs = re.split(r"\n{2,}", text)
     line, paragraph = _again(lines), _again(paragraphs)
@@ -47,7 +51,7 @@ def shares(text: str) -> Shares | None:
         len(paragraph) / len(paragraphs),
         sum(map(len, line)) / len(text),
         sum(map(len, paragraph)) / len(text),
-        tuple(_top(words, n) / len(text) for n in (2, 3, 4)),
+        tuple(_top(words, n, between) / len(text) for n in (2, 3, 4)),
         tuple(n / len(text) for n in _duplicates(words)),
     )
 
@@ -57,11 +61,11 @@ def _again(things: Sequence[str]) -> list[str]:
     return [thing for thing, times in Counter(things).items() for _ in range(times - 1)]
 
 
-def _top(words: list[str], n: int) -> int:
+def _top(words: list[str], n: int, between: str) -> int:
     """Characters in all places of the run of n words that comes most often, if more than once."""
     runs = Counter(zip(*(words[i:] for i in range(n)), strict=False))
     [(run, times)] = runs.most_common(1)
-    return times * len(" ".join(run)) if times > 1 else 0
+    return times * len(between.join(run)) if times > 1 else 0
 
 
 def _duplicates(words: list[str]) -> list[int]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.rendering import THOUGHTS
 from align.settings import Dialog, Settings
 
 Row = dict[str, Any]
 
 Said = tuple[str, str]
-"""(role, text) of one message; the role of a document's text is "text"."""
+"""(role, text) of one message; the role of a document's text is "text", that of a tool's call
+"call"."""
 
 _DIALOGS = ("prompt", "messages", "chosen", "rejected")
 """Columns of one dialog."""
@@ -43,18 +46,22 @@ def said(row: Row) -> list[Said]:
     """Every text of a row in its normal form, in order."""
     found = [("text", row["text"])] if "text" in row else []
     return found + [
-        (message["role"], text)
-        for dialog in _dialogs(row)
-        for message in dialog
-        for text in _texts(message)
+        one for dialog in _dialogs(row) for message in dialog for one in _texts(message)
     ]
 
 
 def rewritten(row: Row, change: Callable[[str], str]) -> Row:
-    """A row with every text changed; ids, numbers, tools and their calls are as they were."""
+    """A row with every text changed, and the strings that tools are called with; ids, numbers and
+    tools are as they were.
+    """
+    return by_role(row, lambda _, text: change(text))
+
+
+def by_role(row: Row, change: Callable[[str, str], str]) -> Row:
+    """A row with every text changed by what is made of its role and itself."""
     new = dict(row)
     if "text" in row:
-        new["text"] = change(row["text"])
+        new["text"] = change("text", row["text"])
     for key in _DIALOGS:
         if key in row:
             new[key] = _changed(row[key], change)
@@ -72,26 +79,73 @@ def _dialogs(row: Row) -> Iterator[Dialog]:
         yield from row.get(key, ())
 
 
-def _texts(message: dict[str, Any]) -> Iterator[str]:
-    """What a message says; of a message in parts those that are text."""
-    content = message.get("content")
+def _texts(message: dict[str, Any]) -> Iterator[Said]:
+    """What a message thinks, says and calls; of a message in parts those that are text."""
+    role, content = message["role"], message.get("content")
+    for key in THOUGHTS:
+        if isinstance(message.get(key), str):
+            yield role, message[key]
     if isinstance(content, str):
-        yield content
+        yield role, content
     elif isinstance(content, list):
-        yield from (part["text"] for part in content if part.get("type") == "text")
+        yield from ((role, part["text"]) for part in content if part.get("type") == "text")
+    for block in map(_block, _calls(message)):
+        given = block.get("arguments", "")
+        written = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+        yield "call", f"{block.get('name', '')} {written}"
 
 
-def _changed(dialog: Dialog, change: Callable[[str], str]) -> Dialog:
+def _changed(dialog: Dialog, change: Callable[[str, str], str]) -> Dialog:
     new = []
     for message in dialog:
-        content = message.get("content")
+        role, content = message["role"], message.get("content")
+        thought = [key for key in THOUGHTS if isinstance(message.get(key), str)]
+        more: dict[str, Any] = {key: change(role, message[key]) for key in thought}
         if isinstance(content, str):
-            message = {**message, "content": change(content)}
+            more["content"] = change(role, content)
         elif isinstance(content, list):
-            parts = [
-                {**part, "text": change(part["text"])} if part.get("type") == "text" else part
+            more["content"] = [
+                {**part, "text": change(role, part["text"])} if part.get("type") == "text" else part
                 for part in content
             ]
-            message = {**message, "content": parts}
-        new.append(message)
+        if calls := _calls(message):
+            more["tool_calls"] = [_called(call, change) for call in calls]
+        new.append({**message, **more})
     return new
+
+
+def _calls(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tools a message calls; none where that is no list of objects, as no template has it."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        return []
+    return calls if all(isinstance(_block(call), dict) for call in calls) else []
+
+
+def _block(call: dict[str, Any]) -> dict[str, Any]:
+    """Where a call has its name and its arguments."""
+    block: dict[str, Any] = call.get("function", call)
+    return block
+
+
+def _called(call: dict[str, Any], change: Callable[[str, str], str]) -> dict[str, Any]:
+    """A call with the strings in its arguments changed; those that are written as JSON stay it."""
+    if "function" in call:
+        return {**call, "function": _called(call["function"], change)}
+    given = call.get("arguments")
+    if not isinstance(given, str):
+        return {**call, "arguments": _inside(given, change)} if given else call
+    try:
+        read = json.loads(given)
+    except json.JSONDecodeError:
+        return {**call, "arguments": change("call", given)}
+    new = _inside(read, change)
+    return call if new == read else {**call, "arguments": json.dumps(new, ensure_ascii=False)}
+
+
+def _inside(value: Any, change: Callable[[str, str], str]) -> Any:
+    if isinstance(value, str):
+        return change("call", value)
+    if isinstance(value, dict):
+        return {key: _inside(inner, change) for key, inner in value.items()}
+    return [_inside(inner, change) for inner in value] if isinstance(value, list) else value

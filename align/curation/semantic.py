@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from align.artifacts import Model
+from align.curation import exact
 from align.curation.rules import Row, Why
 from align.curation.texts import tie
 from align.out import Out
@@ -24,7 +25,7 @@ class Semantic(Settings):
     Rows are compared within clusters, best first: one goes if it is as similar as that to one that
     was kept before it. The best has the highest quality times difficulty, where there are such
     columns; else what the rows hold decides. Of preferences the chosen answer counts, of long rows
-    the first 512 tokens. After a kill it begins anew.
+    the first 512 tokens; rows with different tools are not compared. After a kill it begins anew.
     """
 
     model: Model
@@ -43,10 +44,11 @@ class Semantic(Settings):
 
         from align.curation import clusters, embedding
 
-        worth, ties = array("d"), array("Q")
+        worth, ties, tools = array("d"), array("Q"), array("Q")
         for row in rows():
             worth.append(_worth(row))
             ties.append(tie(row))
+            tools.append(exact.tools(row))
         if not ties:
             return
         number = np.frombuffer(ties, np.uint64)
@@ -55,8 +57,12 @@ class Semantic(Settings):
         repeats: dict[int, tuple[int, float]] = {}
         for members in clusters.clusters(found, np.argsort(number), count):
             best = members[np.lexsort((number[members], -np.frombuffer(worth)[members]))]
-            for place, like, cosine in clusters.repeats(found, best, self.similarity):
-                repeats[place] = like, cosine
+            having = np.frombuffer(tools, np.uint64)[best]
+            for same in np.unique(having):
+                for place, like, cosine in clusters.repeats(
+                    found, best[having == same], self.similarity
+                ):
+                    repeats[place] = like, cosine
         kept = {like for like, _ in repeats.values()}
         names = {i: row["id"] for i, row in enumerate(rows()) if i in kept}
         for i, row in enumerate(rows()):

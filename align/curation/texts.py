@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from align.curation import exact
-from align.curation.rules import Row, Said, rewritten, said
+from align.curation.rules import Row, Said, by_role
 
 ANSWERS = ("assistant", "text")
 """Roles whose texts are learnt from: answers, and documents. What was asked is the user's own."""
@@ -22,8 +22,7 @@ def answers(said: list[Said]) -> list[str]:
 
 def amended(row: Row, change: Callable[[str], str]) -> Row:
     """A row with its answers changed, or its document; what was asked stays as it is."""
-    roles = iter([role for role, _ in said(row)])  # in the order in which texts are rewritten
-    return rewritten(row, lambda text: change(text) if next(roles) in ANSWERS else text)
+    return by_role(row, lambda role, text: change(text) if role in ANSWERS else text)
 
 
 def beside_code(text: str, change: Callable[[str], str]) -> str:
@@ -37,7 +36,7 @@ def beside_code(text: str, change: Callable[[str], str]) -> str:
 def tie(row: Row) -> int:
     """64 bits that follow from what a row holds: what draws and ties go by.
 
-    Its id is no part of it, which may be its place in a file.
+    Its id is no part of it, which may be its place in a file, and the file's name is none.
     """
-    held = {key: value for key, value in row.items() if key != "id"}
+    held = {key: value for key, value in row.items() if key not in exact.NAMES}
     return exact.number(json.dumps(held, sort_keys=True, ensure_ascii=False))

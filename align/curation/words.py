@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from align.curation.scripts import SPACELESS, plain
 
 T = TypeVar("T")
 Numbers = NDArray[np.uint64]
@@ -19,18 +22,27 @@ LOT, CHARACTERS = 1000, 1 << 20
 PIECE = 1 << 17
 """Characters whose hashes are computed together: few enough for a processor's cache."""
 
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio (Knuth, vol. 3, 6.4)
+ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio (Knuth, vol. 3, 6.4)
+
+FORM = 2
+"""Which words are found: another number where others are, so that nothing kept is taken for it."""
+
+_LETTER, _ALONE, _MARK = 1, 2, 3
+"""A character that words are made of, one that is a word, and a sign that belongs to that."""
 
 
 class Texts:
     """The words of many texts, one after the other: runs of letters and digits, small.
+
+    Where a script puts no space between words, every letter is one, with its signs. Characters are
+    in NFC, and those that are not seen (a zero-width space, a soft hyphen) are not there.
 
     `numbers` are 64 bits of each word's hash; `lengths` says how many words each text has, and
     `starts` where they begin.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        each = [text.lower() for text in texts]
+        each = [text.lower() if text.isascii() else plain(text) for text in texts]
         self._text = "\n".join(each)
         found = [_words(piece, at) for at, piece in _pieces(self._text)]
         self.numbers, self._begins, self._ends = map(
@@ -80,7 +92,7 @@ def runs(numbers: Numbers, lengths: NDArray[np.int64], n: int) -> tuple[Numbers,
     mixed = np.zeros(len(numbers) - n + 1, np.uint64)
     for i in range(n):
         mixed ^= numbers[i : i + len(mixed)]
-        mixed *= _ODD
+        mixed *= ODD
         mixed ^= mixed >> np.uint64(29)
     left = np.repeat(starts(lengths) + lengths, lengths) - np.arange(len(numbers))
     places = np.flatnonzero(left >= n)
@@ -95,7 +107,7 @@ def _pieces(text: str) -> Iterator[tuple[int, str]]:
     begin = 0
     while begin < len(text):
         end = begin + PIECE
-        while end < len(text) and _is_word(text[end]):
+        while end < len(text) and _kinds()[ord(text[end])] in (_LETTER, _MARK):
             end += 1
         yield begin, text[begin:end]
         begin = end
@@ -107,9 +119,16 @@ def _words(text: str, at: int) -> tuple[Numbers, NDArray[np.int64], NDArray[np.i
     Its hash is a polynomial with a random number for each character, read off sums over the whole
     text: of all words at once, and without a string for any of them.
     """
-    marks = _marks()[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)]
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    marks = _marks()[codes]
     edges = np.flatnonzero(np.diff(marks != 0, prepend=False, append=False))
     begins, ends = edges[::2], edges[1::2]
+    if not text.isascii():
+        kinds = _kinds()[codes]
+        left, right = kinds[:-1], kinds[1:]
+        cut = (left > 0) & ((right == _ALONE) | (right == _LETTER) & (left > _LETTER))
+        within = np.flatnonzero(cut) + 1
+        begins, ends = (np.sort(np.append(each, within)) for each in (begins, ends))
     powers, inverse = _powers(max(2 * PIECE, len(marks) + 1))
     sums = np.append(np.uint64(0), np.cumsum(marks * powers[: len(marks)]))
     numbers: Numbers = (sums[ends] - sums[begins]) * inverse[begins]
@@ -119,20 +138,31 @@ def _words(text: str, at: int) -> tuple[Numbers, NDArray[np.int64], NDArray[np.i
 @cache
 def _marks() -> Numbers:
     """By code point: a number for each character of words, and 0 for all others."""
-    codes = np.arange(sys.maxunicode + 1, dtype=np.uint32)
-    known = np.strings.isalnum(codes.view("U1")) | (codes == ord("_"))
-    marks: Numbers = np.random.default_rng(0).integers(1, 2**64, len(codes), np.uint64) * known
+    known = _kinds() > 0
+    marks: Numbers = np.random.default_rng(0).integers(1, 2**64, len(known), np.uint64) * known
     return marks
 
 
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
+@cache
+def _kinds() -> NDArray[np.uint8]:
+    """By code point: what it is in a word, and 0 for what is in none."""
+    codes = np.arange(sys.maxunicode + 1, dtype=np.uint32)
+    kinds: NDArray[np.uint8] = (np.strings.isalnum(codes.view("U1")) | (codes == ord("_"))).astype(
+        np.uint8
+    )
+    for first, last in SPACELESS:
+        part, characters = kinds[first : last + 1], codes[first : last + 1].view("U1")
+        part[(part > 0) & ~np.strings.isdecimal(characters)] = _ALONE
+        for place in np.flatnonzero(part == 0):
+            if unicodedata.category(characters[place])[0] == "M":
+                part[place] = _MARK
+    return kinds
 
 
 @lru_cache(1)
 def _powers(n: int) -> tuple[Numbers, Numbers]:
     """The powers of an odd number modulo 2^64, and their inverses."""
-    bases = int(_ODD), pow(int(_ODD), -1, 2**64)
+    bases = int(ODD), pow(int(ODD), -1, 2**64)
     powers, inverse = (
         np.append(np.uint64(1), np.full(n - 1, base, np.uint64)).cumprod(dtype=np.uint64)
         for base in bases

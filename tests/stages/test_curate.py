@@ -22,6 +22,7 @@ from align.curation.contamination import RUN, question
 from align.curation.exact import content
 from align.curation.heuristics import Bounds, Length
 from align.curation.lines import Lines
+from align.curation.looking import encoded
 from align.curation.near import Near
 from align.curation.pii import Pii
 from align.data import Source
@@ -166,8 +167,8 @@ def test_words_are_those_of_a_regular_expression(
     known = [
         "Don't STOP, Çelik!",
         "",
-        " \u0645\u0631\u062d\u0628\u0627 漢字 x_1 １２ ²",
-        "İΑΣ \ud800 e\u0301",
+        " \u0645\u0631\u062d\u0628\u0627 x_1 １２ ²",
+        "İΑΣ \ud800 \u00e9",
         "...",
         "stop",
     ]
@@ -179,6 +180,26 @@ def test_words_are_those_of_a_regular_expression(
     numbers = dict(zip(flat, read.numbers.tolist(), strict=True))
     assert len(set(numbers.values())) == len(numbers) == len(set(flat))
     assert [numbers[word] for word in flat] == read.numbers.tolist()
+
+
+@pytest.mark.parametrize("piece", [1, 1 << 17])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("人工智能,2024年 of AI模型", "人 工 智 能 2024 年 of ai 模 型"),
+        ("カナーabc漢d", "カ ナ ー abc 漢 d"),
+        ("ที่นี่ ๒๔", "ที่ นี่ ๒๔"),
+        ("한국어 문장", "한국어 문장"),
+        ("e\u0301te\u0301 prob\u200blem\u00ad s", "\u00e9t\u00e9 problem s"),
+    ],
+)
+def test_letters_of_scripts_without_spaces_are_words_and_what_is_not_seen_is_nothing(
+    text: str, found: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "PIECE", piece)
+    read = words.Texts([text])
+    assert read.run(0, 99) == found
+    assert read.key(0) == words.Texts([found]).key(0)
 
 
 def test_runs_end_with_their_text_and_are_equal_where_their_words_are() -> None:
@@ -225,8 +246,10 @@ def test_exact_can_be_left_out(curate: Callable[..., Curated]) -> None:
     assert curate(texts("One.", "One."), exact=False).ids == ["one", "two"]
 
 
-def test_half_a_character_comes_through(curate: Callable[..., Curated]) -> None:
-    assert curate(texts("half \ud800", "half \ud800 a character")).rows[0]["text"] == "half \ud800"
+def test_half_a_character_of_an_earlier_stage_comes_through() -> None:
+    row = {"text": "half \ud800"}
+    assert json.loads(encoded(row)) == row
+    assert content(row) != content({"text": "half \ud801"})
 
 
 # -- near ----------------------------------------------------------------------------------------
@@ -297,6 +320,55 @@ def test_a_long_system_message_makes_no_rows_near(curate: Callable[..., Curated]
     system = {"role": "system", "content": " ".join(story(1))}
     rows = [{"messages": [system, *asked(f"Question {i}?")]} for i in range(5)]
     assert len(curate(rows, rows="conversations", near=Near()).rows) == 5
+
+
+def called(number: int, asked_: str = "Please do what I asked for about it now") -> Row:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": f"a{number} b c"}}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+    return {"id": str(number), "messages": [{"role": "user", "content": asked_}, answer]}
+
+
+def test_rows_with_other_calls_tools_or_thoughts_are_not_near(
+    curate: Callable[..., Curated],
+) -> None:
+    calls = [called(i) for i in range(9)]
+    made = curate([*calls, {**calls[0], "id": "again"}], rows="conversations", near=Near())
+    assert len(made.rows) == 9
+    assert made.removed[0]["said"][1] == ["call", 'f {"x": "a0 b c"}']
+    same = " ".join(story(1))
+    tools = [[{"name": name, "description": " ".join(story(2, 200))}] for name in "fgh"]
+    of = [{"messages": asked(f"{same} {i}"), "tools": tools[i % 3]} for i in range(6)]
+    assert len(curate(of, rows="conversations", near=Near()).rows) == 3
+    apart = [{"messages": asked(f"Question {i}?"), "tools": tools[0]} for i in range(5)]
+    assert len(curate(apart, rows="conversations", near=Near()).rows) == 5
+    written = [{"messages": of[0]["messages"], "tools": json.dumps(tools[0])}, of[3]]
+    assert len(curate(written, rows="conversations", near=Near()).rows) == 1
+    for key in ("reasoning_content", "thinking"):
+        thought = [{"messages": asked("Why?", "So.")} for _ in range(4)]
+        for i, row in enumerate(thought):
+            row["messages"][1][key] = " ".join(story(i))
+        assert len(curate(thought, rows="conversations", near=Near()).rows) == 4
+
+
+def test_a_pair_that_is_not_near_is_compared_once() -> None:
+    """In all bands, and a row's runs are read once for the rows around it."""
+    told = np.arange(100, dtype=np.uint64)
+    sets = [np.sort(np.append(told, np.uint64(1000) + i * 40 + told[:30])) for i in range(12)]
+    read: list[int] = []
+
+    def runs_of(row: int) -> Any:
+        read.append(row)
+        return sets[row]
+
+    bands_ = iter([np.zeros(12, np.uint64)] * 20)
+    firsts = minhash.groups(bands_, np.arange(12), runs_of, 0.8)
+    assert firsts.tolist() == [*range(12)] and sorted(read) == [*range(12)]
+
+
+def test_chinese_rows_that_differ_in_a_character_are_near(curate: Callable[..., Curated]) -> None:
+    told = "".join(chr(0x4E00 + 7 * i) for i in range(60))
+    made = curate(texts(told, f"{told[:-1]}吗", told[::-1]), near=Near())
+    assert len(made.rows) == 2 and "three" in made.ids
 
 
 def test_of_prompts_alone(curate: Callable[..., Curated]) -> None:
