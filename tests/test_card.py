@@ -13,13 +13,26 @@ from transformers import AutoTokenizer
 
 from align.artifacts import Model
 from align.errors import RecipeError
-from align.publishing import card, evidence, licences, lineage, markdown, plain, results, usage
+from align.publishing import (
+    card,
+    evidence,
+    licences,
+    lineage,
+    markdown,
+    plain,
+    provenance,
+    results,
+    usage,
+)
 from align.publishing.card import Subject
-from align.publishing.lineage import Lineage
+from align.publishing.lineage import Lineage, Step
 from align.publishing.places import Place
 
+SHELF = Path(__file__).parent.parent / "recipes" / "tiny-real"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-EMPTY: dict[str, Any] = {key: [] for key in ("scores", "comparisons", "tasks", "overlap", "gates")}
+EMPTY: dict[str, Any] = {
+    key: [] for key in ("scores", "comparisons", "tasks", "overlap", "gates", "doubts")
+}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +101,31 @@ def test_a_recipes_text_has_neither_paths_with_blanks_nor_machines() -> None:
     assert plain.recipe(said, ["stages.sft.workers.partition=ann"]) is None
 
 
+def test_a_recipe_on_the_card_is_the_same_recipe_but_for_paths() -> None:
+    kept = {
+        "eos_token": "</s>",
+        "template": "<q>{q}</q>",
+        "stop": ["</answer>", "/no_think", "yes/no"],
+        "pattern": "^<think>.*</think>.*$",
+        "system": "Say </b>\nas /etc/motd would.\n",
+        "use": "eval/gsm8k.py",
+    }
+    files = {"one": "/srv/ann lee/7", "two": ["/srv/b.jsonl", "~ann/x: y.csv", "s3://ann/x/z.csv"]}
+    for style in (None, '"', "'"):
+        said = yaml.safe_dump(kept | files, default_style=style, allow_unicode=True)
+        sets = ["a.stop=['</s>', '/srv/b/x.csv']"]
+        text, shown = plain.recipe(f"# see /srv/ann lee/old.jsonl\n{said}", sets) or ("", [])
+        names = {"one": "7", "two": ["b.jsonl", "x: y.csv", "s3://…/z.csv"]}
+        assert yaml.safe_load(text) == kept | names and text.startswith("# see old.jsonl\n")
+        assert shown == ["a.stop=['</s>', x.csv]"]
+    block = "a: |\n  see http://gpu7.corp/x\n  now\nb: </s>\n"
+    text, _ = plain.recipe(block, []) or ("", [])
+    assert yaml.safe_load(text) == {"a": "see http://…/x\nnow\n", "b": "</s>"}
+    raw = (SHELF / "raw.yaml").read_text(encoding="utf-8")
+    text, _ = plain.recipe(raw, []) or ("", [])
+    assert yaml.safe_load(text) == yaml.safe_load(raw) and "eos_token: </s>" in text
+
+
 def test_names_of_data_are_without_what_signs_their_address() -> None:
     files = {"train": "https://h.corp/a.csv?sig=1", "test": ["/srv/ann lee/b c.csv"]}
     assert [*lineage.names(files)] == ["https://…/a.csv", "b c.csv"]
@@ -118,7 +156,8 @@ def stored(
     ]
     scores.append({"model": "sft", "key": "sft-1", "metric": "strict", "mean": 0.3, **ends})
     about = {"model": "dpo", "key": "dpo-1", "against": "other", "against_key": "other-1"}
-    compared = [{**about, "role": "step", "task": "gsm8k", "metric": "strict", "delta": mean - 0.3}]
+    delta = {"delta": mean - 0.3, "ci_low": -0.1, "ci_high": 0.7, "p": 0.2, "n": 100}
+    compared = [{**about, "role": "step", "task": "gsm8k", "metric": "strict", **delta}]
     (root / name / "items" / "gsm8k").mkdir(parents=True)
     values = (round(mean), mean)
     rows = [{"id": i, "prompt": "?", "numbers": {"strict": values[i]}} for i in range(2)]
@@ -194,6 +233,70 @@ def test_limits_say_what_the_numbers_do_not(tmp_path: Path) -> None:
     assert "before it was folded in" in said and "not known here" in said
     assert "before it was folded in" not in evidence.limits(replace(about, merged=False))
     assert "Nothing was measured" in evidence.limits(subject(tmp_path))
+
+
+def test_what_the_report_distrusts_stands_in_the_limits(tmp_path: Path) -> None:
+    stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, GSM8K)
+    counts = {"items.gsm8k": {"n": 200}, "dropped.gsm8k_no_room": {"n": 150}, "cut.mmlu": {"n": 9}}
+    manifest = {"made_at": "2026-11-20T10:00:00Z", "counts": counts | {"items.mmlu": {"n": 9}}}
+    (tmp_path / "evaluate-1" / "artifact.json").write_text(json.dumps(manifest))
+    report = results.measured(tmp_path / "dpo-1", "mine", tmp_path)
+    said = evidence.limits(replace(subject(tmp_path), measured=report))
+    assert "* 150 of 200 items of gsm8k had no room after the prompt.\n" in said
+    assert "Tied, not equal: mine with other on gsm8k." in said and "mmlu" not in said
+
+
+# -- where it comes from --------------------------------------------------------------------------
+
+
+def made(root: Path, key: str, model: dict[str, Any], **asked: Any) -> Step:
+    """A stage of a store that made a model."""
+    record = {"name": key[:-2], "kind": key[:-2], "recipe": "next", "inputs": []}
+    record["settings"] = {"model": model, **asked}
+    return Step(root / key, record, {"counts": {"rows": {"n": 8}}})
+
+
+def test_what_goes_on_from_an_adapter_of_the_hub_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    home = tmp_path / "hub" / "models--me--adapter" / "snapshots" / COMMIT
+    home.mkdir(parents=True)
+    base = {"path": "me/adapter", "revision": COMMIT}
+    history = Lineage((made(tmp_path, "sft-1", {"model": base, "name": "base"}),), ())
+    assert history.adapter is None, "a model"
+    (home / "adapter_config.json").write_text("{}")
+    about = replace(subject(tmp_path), lineage=history)
+    start = f"recipe `next`: the adapter `me/adapter` at commit `{COMMIT}` → `sft`"
+    assert start in card._chain(about)
+    said = evidence.limits(about)
+    assert "what that was trained with is told on [its card](" in said and "/me/adapter)" in said
+
+    stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, GSM8K)
+    file = tmp_path / "evaluate-1" / "report.json"
+    renamed = file.read_text().replace('"sft-1"', '"me/adapter"').replace('"sft"', '"base"')
+    file.write_text(renamed.replace("other-1", "me/adapter"))
+    report = results.measured(tmp_path / "dpo-1", "mine", tmp_path, ["me/adapter"])
+    assert [one["against"] for one in report["comparisons"]] == ["me/adapter"]
+    assert {one["model"] for one in report["scores"]} == {"mine", "me/adapter"}
+
+
+def test_data_whose_questions_are_removed_is_no_data_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lineage, "_unchanged", lambda step: False)
+    source = {"columns": {}, "split": "train", "revision": COMMIT}
+    task, talks = source | {"path": "maker/task"}, source | {"path": "maker/talks"}
+    clean = made(tmp_path, "clean-1", {}, data=talks, decontaminate=[{"use": "a", "data": task}])
+    more = made(tmp_path, "sft-1", {}, data=talks | {"split": "test"}, eval_data=[talks])
+    about = replace(subject(tmp_path), lineage=Lineage((clean, more), ()))
+    rows = list(provenance._data(lineage.data(about.lineage)))
+    at = f"revision `{COMMIT}`"
+    assert rows == [
+        ["`maker/talks`", "train, test", at, "`clean`; `sft`"],
+        ["`maker/task`", "train", at, "`clean`, only to remove its questions"],
+    ]
+    assert card.metadata(about).datasets == ["maker/talks"]
 
 
 # -- how it is loaded -----------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def write(about: Subject) -> Path:
 def metadata(about: Subject) -> ModelCardData:
     """The card's head, which the hub reads."""
     adapter = about.adapter is not None
-    hub = dict.fromkeys(one.name for one in lineage.data(about.lineage) if one.hub)
+    hub = dict.fromkeys(one.name for one in lineage.data(about.lineage) if one.hub and not one.only)
     return ModelCardData(
         base_model=about.base.repo if about.base else None,
         base_model_relation=("adapter" if adapter else "finetune") if about.base else None,
@@ -134,6 +134,9 @@ def _chain(about: Subject) -> str:
     if not line:
         return "How it was made is not known here: no stage of the store made it."
     steps = " → ".join(_step(step) for step in line)
+    if start := about.lineage.adapter:
+        at = f" at commit {code(start.commit)}" if start.commit else ""
+        steps = f"the adapter {code(start.repo)}{at} → {steps}"
     folded = " → folded into the base" if about.merged else ""
     recipe = code(line[-1].record["recipe"])
     return f"It was made with align-recipes, recipe {recipe}: {steps}{folded}."

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import constants
+
 from align.publishing.markdown import code, fenced, folded, plain, table, yaml
 from align.publishing.plain import file, settings
 from align.publishing.results import tasks
 from align.reporting import scores
 from align.reporting.subsets import Compared
+from align.reporting.summary import lost, tied
 from align.reporting.wording import (
     gate_sentence,
     interval,
@@ -130,7 +133,16 @@ def _limits(about: Subject) -> Iterator[str]:
             )
     else:
         yield "Nothing was measured, safety included."
+    for step in about.lineage.steps:
+        yield from map(plain, lost({"name": step.name, "counts": step.about["counts"]}))
+    yield from map(plain, (*report["doubts"], *tied(report)))
     yield from _overlap(report)
+    if start := about.lineage.adapter:
+        at = f"{constants.ENDPOINT}/{start.repo}"
+        yield (
+            f"It goes on from {code(start.repo)}: what that was trained with is told on "
+            f"[its card]({at}), and was not compared with the tasks here."
+        )
     if about.lineage.gone:
         keys = ", ".join(map(code, about.lineage.gone))
         yield f"Parts of its history are no longer in the store it was pushed from: {keys}."

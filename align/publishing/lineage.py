@@ -9,13 +9,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from align import recipe, records, shelf, store
+from align import hub, recipe, records, shelf, store
 from align.artifacts import read_json
 from align.data import Source
 from align.errors import RecipeError, StageFailed
-from align.publishing import plain
+from align.publishing import places, plain
+from align.publishing.places import Place
+from align.spec import Base, is_adapter
 
 Entry = dict[str, Any]
+
+QUESTIONS = "only to remove its questions"
+"""What `decontaminate` reads a task's data for."""
+
+GONE = "changed or gone since"
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,17 @@ class Lineage:
             found.append(before)
         return found[::-1]
 
+    @property
+    def adapter(self) -> Place | None:
+        """The adapter of the hub that the first model went on from, if it is one."""
+        asked = self.line[0].record["settings"].get("model") if self.line else None
+        if not asked or "model" not in asked:
+            return None
+        base = Base.model_validate(asked["model"])
+        path = Path(base.path)
+        home = path if path.is_dir() else hub.snapshot("model", base.path, base.revision)
+        return places.of(base) if home and is_adapter(home) else None
+
 
 @dataclass(frozen=True)
 class Data:
@@ -80,6 +98,9 @@ class Data:
     """The hub's commit, or the sha256 of the file; in words where it is not known."""
 
     hub: bool
+
+    only: str = ""
+    """What it was read for, where no model learnt from it."""
 
 
 def of(path: Path) -> Lineage:
@@ -143,21 +164,25 @@ def text(step: Step) -> tuple[str, list[str]] | None:
 
 def _data(step: Step) -> Iterator[Data]:
     same = _unchanged(step)
-    for source in _sources(step.record["settings"]):
+    asked = step.record["settings"]
+    tasks = asked.get("decontaminate") or []  # their questions are looked for in the others
+    learnt = {key: value for key, value in asked.items() if key != "decontaminate"}
+    found = [(source, "") for source in _sources(learnt)]
+    for source, only in (*found, *((source, QUESTIONS) for source in _sources(tasks))):
         part = " ".join(source[key] for key in ("name", "split") if source.get(key))
         files = _files(source)
         if files is None:
             version = f"revision `{source['revision']}`"
-            yield Data(step.name, source["path"], part, version, hub=True)
+            yield Data(step.name, source["path"], part, version, hub=True, only=only)
             continue
         if not files:
             for name in names(source.get("data_files") or source["path"]):
-                yield Data(step.name, name, part, "changed or gone since", hub=False)
+                yield Data(step.name, name, part, GONE, hub=False, only=only)
         contents = records.Contents(step.path.parent)
         for file in files:
             known = same and file.exists()
-            version = f"sha256 `{contents.of(file)}`" if known else "changed or gone since"
-            yield Data(step.name, file.name, part, version, hub=False)
+            version = f"sha256 `{contents.of(file)}`" if known else GONE
+            yield Data(step.name, file.name, part, version, hub=False, only=only)
 
 
 def _sources(value: Any) -> Iterator[Entry]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.tokens import ScalarToken
 
 from align import yaml
 from align.records import is_path
@@ -21,7 +25,7 @@ _ROOTED = r"(?:(?:~[\w.-]*|\.{1,2})/|/[^\s/'\"]+/)"
 
 _PATH = re.compile(rf"{_ROOTED}[^\n]*")
 _QUOTED = re.compile(rf"([\"'])({_ROOTED}[^\"'\n]*)\1")
-_ABSOLUTE = re.compile(r"""(?<![\w/.}$…])(?:~[\w.-]*|\.{1,2})?(?:/[^\s/'",:;(){}\[\]]+)+/?""")
+_ABSOLUTE = re.compile(r"""(?<![\w/.}$…<])(?:~[\w.-]*|\.{1,2})?(?:/[^\s/'",:;(){}\[\]]+)+/?""")
 _URL = re.compile(
     r"\b([a-z][a-z0-9+.-]*)://[^\s'\",}\]/?#]*([^\s'\",}\]?#]*)"
     # commas and brackets may be part of what signs an address
@@ -79,9 +83,38 @@ def recipe(said: str, overrides: Iterable[str]) -> tuple[str, list[str]] | None:
         return None
     paths = (node.value for _, node in below if isinstance(node.value, str))
     folders = {path.rpartition("/")[0] for path in paths if _PATH.fullmatch(path)}
-    for folder in sorted(folders, key=len, reverse=True):  # a blank ends a path in other texts
-        said = said.replace(f"{folder}/", "") if " " in folder else said
-    return text(said), [f"{key}={text(name(value))}" for key, _, value in sets]
+    blanks = sorted((one for one in folders if " " in one), key=len, reverse=True)
+    return _written(said, blanks), [f"{key}={_written(value, blanks)}" for key, _, value in sets]
+
+
+def _written(said: str, folders: Sequence[str]) -> str:
+    """A text in YAML with names for the values that are paths, and no paths in its comments.
+
+    Any other value stays to the letter: `</answer>` and `yes/no` are what a model learns to write.
+
+    Args:
+        said: the text.
+        folders: directories with blanks in their names, at which a path in a comment would end.
+    """
+    found, at = [], 0
+
+    def between(end: int) -> str:
+        part = said[at:end]
+        for folder in folders:
+            part = part.replace(f"{folder}/", "")
+        return text(part)
+
+    for token in YAML(typ="safe", pure=True).scan(said):
+        if not isinstance(token, ScalarToken):
+            continue
+        start, end, shown = token.start_mark.index, token.end_mark.index, token.value
+        if _PATH.fullmatch(shown) or "://" in shown:
+            shown = name(shown)
+        asis = said[start:end]
+        ends = "\n" if asis.endswith("\n") else ""  # of a text over several lines
+        found += [between(start), asis if shown == token.value else f"{_scalar(shown)}{ends}"]
+        at = end
+    return "".join(found) + between(len(said))
 
 
 def _setting(key: str, value: Any) -> Any:
@@ -98,6 +131,12 @@ def _files(value: Any) -> Any:
     if isinstance(value, list):
         return [_files(inner) for inner in value]
     return file(value) if isinstance(value, str) else value
+
+
+def _scalar(word: str) -> str:
+    """A word as YAML that reads as this word again."""
+    plain = re.fullmatch(r"[\w.-]+", word) and YAML(typ="safe", pure=True).load(word) == word
+    return word if plain else json.dumps(word, ensure_ascii=False)
 
 
 def _address(found: re.Match[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from align.publishing import lineage, plain
-from align.publishing.lineage import Step
+from align.publishing.lineage import Data, Step
 from align.publishing.markdown import code, fenced, folded, table, yaml
 from align.reporting import facts
 from align.reporting.lineage import LOST
@@ -33,12 +33,25 @@ def _parts(about: Subject) -> Iterator[str]:
     devices = dict.fromkeys(map(_device, steps))
     yield f"All stages took {facts.duration(seconds)} on {', '.join(devices)}, without evaluation."
     if data := lineage.data(about.lineage):
-        rows = [[code(d.name), d.part, d.version, code(d.stage)] for d in data]
         yield "Data from outside:"
-        yield table(["data", "part", "which", "read by"], rows)
+        yield table(["data", "part", "which", "read by"], _data(data))
     yield "Every stage with its settings:"
     yield "\n\n".join(_settings(step) for step in steps)
     yield f"### Once more\n\n{_recipe(steps[-1])}"
+
+
+def _data(data: list[Data]) -> Iterator[list[str]]:
+    """Every file, or data set of the hub, once: its parts, and the stages that read it."""
+    same: dict[tuple[str, str], list[Data]] = {}
+    for one in data:
+        same.setdefault((one.name, one.version), []).append(one)
+    for (name, version), several in same.items():
+        parts = dict.fromkeys(one.part for one in several)
+        stages: dict[str, str] = {}  # which learn from it first
+        for one in several:
+            stages.setdefault(one.stage, f", {one.only}" if one.only else "")
+        read = "; ".join(f"{code(stage)}{only}" for stage, only in stages.items())
+        yield [code(name), ", ".join(parts), version, read]
 
 
 def _stages(steps: tuple[Step, ...]) -> str:
@@ -101,6 +114,6 @@ def _recipe(step: Step) -> str:
     sets = [word for setting in overrides for word in ("--set", setting)]
     command = shlex.join(["align", "run", "recipe.yaml", *sets])
     return (
-        f"`{command}` with this recipe makes it again; names of files stand for those above.\n\n"
-        + folded("recipe.yaml", fenced(text, "yaml"))
+        f"`{command}` with this recipe makes it again; of paths and addresses it has the last "
+        "parts alone.\n\n" + folded("recipe.yaml", fenced(text, "yaml"))
     )

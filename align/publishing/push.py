@@ -85,7 +85,8 @@ def _pack(parcel: Parcel, wish: Wish, say: Say) -> None:
         shutil.rmtree(model.path)
     history = lineage.of(parcel.model.path)
     origin = parcel.base or _origin(parcel, history)
-    line = [step.path.name for step in history.line] + ([origin.repo] if origin else [])
+    hubs = {place.repo for place in (origin, history.adapter) if place}
+    line = [step.path.name for step in history.line] + sorted(hubs)
     unmerged = checks.unmerged(parcel.model)
     license = wish.license if parcel.repo != wish.with_base else None  # that one is not theirs
     terms = licences.of(origin, ask=not wish.dry_run) if origin and not license else {}
@@ -109,7 +110,7 @@ def _origin(parcel: Parcel, history: lineage.Lineage) -> Place | None:
     """What all weights came from, where that is on the hub."""
     spec = describe(parcel.model)
     base = spec.base if spec.adapter else None
-    if history.line:
+    if history.line and not (base and history.adapter):  # what that adapter is for, and not it
         asked = history.line[0].record["settings"].get("model") or {}
         base = Base.model_validate(asked["model"]) if "model" in asked else None
     try:

@@ -14,6 +14,7 @@ from align.artifacts import read_json
 from align.gates import HELD_OUT
 from align.publishing.lineage import on_hub
 from align.publishing.markdown import yaml
+from align.reporting.summary import LACKS, lost
 from align.reporting.wording import is_subset, main_metrics
 from align.results import read
 
@@ -28,9 +29,10 @@ def measured(
 ) -> Entry:
     """What the store's reports say of a model, as one report.
 
-    `scores` of it and of the models it was compared with, `comparisons` of it, `tasks` and
-    `overlap`; `gates` about it, from `gates.verdicts`. A task that several evaluations asked, in
-    whatever way, is told from the latest alone.
+    `scores` of it and of the models it was compared with, `comparisons` of it, `tasks`, `overlap`
+    and `doubts`, the sentences of the evaluations about their answers; `gates` about it, from
+    `gates.verdicts`. A task that several evaluations asked, in whatever way, is told from the
+    latest alone.
 
     Args:
         path: the model's directory.
@@ -39,7 +41,8 @@ def measured(
         line: the models it was made from, by key or hub id: their scores are told beside it.
         merged: the model that was folded into this one: what was measured of it counts, too.
     """
-    found: Entry = {key: [] for key in ("scores", "comparisons", "tasks", "overlap", "gates")}
+    lists = ("scores", "comparisons", "tasks", "overlap", "gates", "doubts")
+    found: Entry = {key: [] for key in lists}
     ours = {path, merged} - {None}
     for file in sorted(root.glob("*/report.json"), key=_made_at, reverse=True):
         if (file.parent / store.MANIFEST).is_file():
@@ -49,7 +52,7 @@ def measured(
         for entry in gates.verdicts(root, one.name):
             found["gates"] += [
                 gate
-                for gate in entry["gates"]
+                for gate in (_called(gate, line) for gate in entry["gates"])
                 if told.get(gate["task"].partition("/")[0], entry["report"]) == entry["report"]
                 and gate not in found["gates"]  # two recipes with the same evaluation
             ]
@@ -119,7 +122,8 @@ def _add(found: Entry, file: Path, about: _Subject) -> None:
         return
 
     def renamed(entry: Entry) -> Entry:
-        return {**entry, "model": about.name} if entry["key"] in keys else entry
+        mine = {"model": about.name} if entry["key"] in keys else {}
+        return _called(entry, about.line) | mine
 
     compared = [
         renamed(one)
@@ -134,12 +138,32 @@ def _add(found: Entry, file: Path, about: _Subject) -> None:
         if one["key"] in beside and one["task"].partition("/")[0] in names
     ]
     found["tasks"] += [{**task, **of} for task in new]
+    counts = read_json(file.with_name(store.MANIFEST)).get("counts") or {}
+    asked = {name: n for name, n in counts.items() if _task(name) in names}
+    found["doubts"] += lost({"name": file.parent.name, "counts": asked})
+    found["doubts"] += report.get("notes", ())
     called = {one["model"] for one in report["scores"] if one["key"] in keys}
     found["overlap"] += [
         {**one, "found": bool(called & {*one["models"]})}
         for one in report.get("overlap", ())
         if one["task"] in names
     ]
+
+
+def _called(entry: Entry, line: Collection[str]) -> Entry:
+    """Models of the hub by their ids: `base` of which recipe, a reader cannot know."""
+    ids = {
+        side: entry[key]
+        for side, key in (("model", "key"), ("against", "against_key"))
+        if entry.get(key) in line and "/" in entry[key]
+    }
+    return {**entry, **ids}
+
+
+def _task(count: str) -> str:
+    """The task of a count such as `dropped.gsm8k_no_room`."""
+    task = count.partition(".")[2]
+    return next((task.removesuffix(end) for end in LACKS if task.endswith(end)), task)
 
 
 def _at(score: Entry) -> Path:

@@ -222,7 +222,7 @@ def _doubts(
     report: Entry, plan: Plan, subject: Model | None, written: lengths.Written
 ) -> Iterator[str]:
     for stage in report["stages"]:
-        yield from map(escape, _lost(stage))
+        yield from map(escape, lost(stage))
     yield from map(escape, report.get("notes", ()))
     unread = {name for one in report.get("overlap", ()) for name in one.get("not_read", {})}
     if unread:
@@ -235,15 +235,16 @@ def _doubts(
                 f"{escape(', '.join(one['models']))} learnt from, {one['exact']:,} of them word "
                 "for word."
             )
-    yield from _tied(report)
+    for said in tied(report):
+        yield escape(said).replace("Tied", "<b>Tied</b>", 1)
     yield from map(escape, lengths.doubts(plan, subject, written))
     older = sorted({name for one in facts.made(plan) for name in facts.other_versions(one)})
     if older:
         yield f"Some stages were made by other versions of {escape(', '.join(older))} than today's."
 
 
-def _lost(stage: Entry) -> Iterator[str]:
-    """Answers that were cut, items that were not graded, rows that were dropped."""
+def lost(stage: Entry) -> Iterator[str]:
+    """Answers that were cut, items that were not graded, rows that were dropped, in plain text."""
     counts = {name: count["n"] for name, count in (stage["counts"] or {}).items()}
     for name, n in counts.items():
         kind, _, rest = name.partition(".")
@@ -269,14 +270,14 @@ def _lost(stage: Entry) -> Iterator[str]:
             yield f"{n:,} of {of:,} {what}."
 
 
-def _tied(report: Entry) -> Iterator[str]:
-    """What cannot be told apart, and how large a difference would have been seen."""
+def tied(report: Entry) -> Iterator[str]:
+    """What cannot be told apart, and how large a difference would have been seen, in plain text."""
     ties = [one for one, _ in scores.compared(report)[0] if verdict(one) == "tied"]
     if ties:
         names = [
-            f"{escape(one['model'])} with {escape(one['against'])} on {escape(one['task'])}"
+            f"{one['model']} with {one['against']} on {one['task']}"
             + (f" (under {seen:.3f} is not seen)" if (seen := one.get("detectable")) else "")
             for one in ties[:FALLEN]
         ]
         more = f", and {len(ties) - FALLEN} more" if len(ties) > FALLEN else ""
-        yield f"<b>Tied</b>, not equal: {', '.join(names)}{more}."
+        yield f"Tied, not equal: {', '.join(names)}{more}."
