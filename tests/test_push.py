@@ -204,6 +204,11 @@ def test_a_base_that_was_pushed_is_named_from_then_on(
     for more in (["--with-base", "me/base"], []):
         assert main(["push", "runs/chain/aside", "me/mine", *more]) == 0
     assert (hub.commits("me/mine"), hub.commits("me/base")) == titles, "once more changes nothing"
+    for more in (["--license", "mit"], []):
+        capsys.readouterr()
+        assert main(["push", "runs/chain/aside", "me/mine", *more]) == 0
+    tagged = hub.repositories["models/me/mine"].at(pushed["tag"]).sha
+    assert f", tag {pushed['tag']} at {tagged}, which holds the same" in capsys.readouterr().out
 
     assert main(["push", "runs/chain/aside", "me/again", "--dry-run"]) == 0
     config = read(folder("aside") / "adapter_config.json")

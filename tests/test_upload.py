@@ -117,6 +117,7 @@ def test_a_tag_of_the_same_state_stays_where_it_is(hub: Hub, folder: Path) -> No
     better.write_text("fine\n")
     third = push(folder, tag="v1")
     assert hub.repositories["models/me/tiny"].at("v1").sha == first.commit != third.commit
+    assert (first.tagged, third.tagged) == (first.commit, first.commit), "which is what is said"
     assert hub.files(REPO) == contents(folder)
 
 

@@ -155,7 +155,10 @@ def _send(parcels: list[Parcel], wish: Wish, say: Say) -> None:
         where = {"repo": parcel.repo, "commit": pushed.commit, "url": pushed.url, "tag": tag}
         places.remember(parcel.runs, parcel.key, **where, whole=whole and not wish.pull_request)
         shutil.rmtree(parcel.folder)
-        say(f"{pushed.url} at commit {pushed.commit}{f', tag {tag}' if tag else ''}")
+        told = f", tag {tag}" if tag else ""
+        if tag and pushed.tagged != pushed.commit:
+            told += f" at {pushed.tagged}, which holds the same"
+        say(f"{pushed.url} at commit {pushed.commit}{told}")
 
 
 def _tag(parcel: Parcel) -> str:

@@ -12,7 +12,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -62,6 +62,9 @@ class Pushed:
 
     url: str
     commit: str
+
+    tagged: str | None = None
+    """The commit of its tag: an earlier one where that holds the same."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +257,7 @@ class _Target:
             raise StageFailed(f"{self.repo} at {made.commit[:7]}: {fact}. Push again.")
         if self.tag and tagged is None:
             self.api.create_tag(self.repo, tag=self.tag, revision=made.commit)
-        return made
+        return replace(made, tagged=tagged or made.commit) if self.tag else made
 
     def create(self) -> None:
         """The repository, where there is none."""
