@@ -1,6 +1,7 @@
 """Parts of a model card: texts without this machine, the hub's results, how a model is loaded."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,12 +261,18 @@ def test_what_goes_on_from_an_adapter_of_the_hub_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    home = tmp_path / "hub" / "models--me--adapter" / "snapshots" / COMMIT
-    home.mkdir(parents=True)
     base = {"path": "me/adapter", "revision": COMMIT}
     history = Lineage((made(tmp_path, "sft-1", {"model": base, "name": "base"}),), ())
+    spec = tmp_path / "sft-1" / "model.json"
+    spec.parent.mkdir()
+    spec.write_text(json.dumps({"base": {"path": "me/adapter"}, "adapter": True}))
     assert history.adapter is None, "a model"
+    home = tmp_path / "hub" / "models--me--adapter" / "snapshots" / COMMIT
+    home.mkdir(parents=True)
     (home / "adapter_config.json").write_text("{}")
+    assert history.adapter == Place("me/adapter", COMMIT), "the cache says so"
+    shutil.rmtree(home)
+    spec.write_text(json.dumps({"base": {"path": "maker/tiny"}, "adapter": True}))
     about = replace(subject(tmp_path), lineage=history)
     start = f"recipe `next`: the adapter `me/adapter` at commit `{COMMIT}` → `sft`"
     assert start in card._chain(about)

@@ -78,9 +78,13 @@ class Lineage:
         if not asked or "model" not in asked:
             return None
         base = Base.model_validate(asked["model"])
-        path = Path(base.path)
-        home = path if path.is_dir() else hub.snapshot("model", base.path, base.revision)
-        return places.of(base) if home and is_adapter(home) else None
+        if Path(base.path).is_dir():
+            return places.of(base) if is_adapter(Path(base.path)) else None
+        cached = hub.snapshot("model", base.path, base.revision)
+        spec = read_json(self.line[0].path / "model.json")
+        on_another = spec["adapter"] and spec["base"]["path"] != base.path  # known without a cache
+        found = on_another or (cached and is_adapter(cached))
+        return Place(base.path, base.revision) if found else None
 
 
 @dataclass(frozen=True)
