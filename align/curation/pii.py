@@ -32,8 +32,8 @@ class Pii(Settings):
     """Personal data gives way to placeholders: `<EMAIL_1>`, `<PHONE_2>` …
 
     They are numbered within a row, in the order in which they come: who is named twice stays one
-    person, and what becomes of a row follows from the row alone. The row is kept. Names and postal
-    addresses are not looked for, nor are the arguments of tool calls.
+    person, and what becomes of a row follows from the row alone. The row is kept. Thoughts and what
+    tools are called with are changed, too; names and postal addresses are not looked for.
     """
 
     kinds: list[Kind] = Field(["email", "phone", "ip", "iban", "card", "key"], min_length=1)
