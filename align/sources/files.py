@@ -262,7 +262,7 @@ def _json(path: Path, content: bytes, broken: Broken | None) -> Iterator[Row]:
 def _one(path: Path, number: int, line: bytes, broken: Broken | None) -> Iterator[Row]:
     """The row of a line of JSON, or none where it is broken and somebody takes it."""
     try:
-        row = json.loads(line.strip())
+        row = json.loads(line.strip().decode())  # as bytes it would look for UTF-16 in each
     except UnicodeDecodeError:
         if broken is None:
             _decoded(path, number, line)

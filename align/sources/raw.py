@@ -113,6 +113,9 @@ def _is_plain(folder: Path) -> bool:
 
 def _columns(rows: Iterator[Row], templates: Mapping[str, str], name: str) -> Iterator[Row]:
     """Rows with the columns that `columns:` makes; "{x}" alone is the column x as it is."""
+    if not templates:
+        yield from rows
+        return
     for number, row in enumerate(rows, 1):
         made = {}
         texts = {key: "" if value is None else value for key, value in row.items()}
