@@ -44,8 +44,9 @@ eval: .venv/ready  ## run RECIPE up to the stage called evaluate, else every sta
 view: .venv/ready  ## look through what RECIPE has made, in the browser
 	$(ALIGN) view $(RECIPE) $(OVERRIDES)
 
-push: .venv/ready  ## push the model of STAGE (the last one by default) of RECIPE to REPO
-	$(ALIGN) push $(if $(STAGE),runs/$(notdir $(RECIPE))/$(STAGE),$(RECIPE)) $(REPO)
+push: .venv/ready  ## push the model of STAGE (the last one by default) of RECIPE to REPO, with ARGS='--dry-run …'
+	@test -n "$(REPO)" || { echo "Say where to: make push RECIPE=mine STAGE=dpo REPO=owner/name ARGS=--dry-run"; exit 2; }
+	$(ALIGN) push $(if $(STAGE),runs/$(RECIPE)/$(STAGE),$(RECIPE)) $(REPO) $(ARGS)
 
 test: .venv/ready  ## the tests (CPU, offline)
 	$(BIN)/python -m pytest $(SPREAD)

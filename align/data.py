@@ -72,7 +72,7 @@ def _normal(block: Source, kind: type[Rows], out: Out | None, told: Told | None)
     name = name_of(block)
     found = rows(block, told)
     first = next(found)
-    form = forms.recognise(first, kind, name, block.format)
+    form = forms.recognise(first, kind, name, block.format, block.columns)
     if block.strength is not None and not any(column in first for column in COLUMNS):
         raise StageFailed(f"{name} has no column {' or '.join(COLUMNS)}: leave `strength` out.")
     if block.best is not None and form.name != "trees":

@@ -6,7 +6,9 @@ of each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+import string
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,7 +166,13 @@ class Found:
         return self.brief + self.unread
 
 
-def recognise(first: Row, kind: type[Rows], name: str, format: str | None = None) -> Found:
+def recognise(
+    first: Row,
+    kind: type[Rows],
+    name: str,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Found:
     """What the rows of a source are, by its first one, or as `format` says.
 
     Args:
@@ -172,6 +180,7 @@ def recognise(first: Row, kind: type[Rows], name: str, format: str | None = None
         kind: the type that a stage asks for.
         name: of the source, for messages.
         format: the name of a form; None: the first that fits.
+        columns: the templates that some of its columns were made by, of others.
 
     Raises:
         StageFailed: its columns are none of the known ones, or not those of `format`, or that
@@ -193,7 +202,9 @@ def recognise(first: Row, kind: type[Rows], name: str, format: str | None = None
     if roles := renamed(first):
         brief += f", roles {', '.join(f'{old} → {new}' for old, new in roles.items())}"
     # of prompts all columns stay; trees have columns of their own for what a message is
-    unread = "" if known is Prompts or found == "trees" else _unread(first, read)
+    unread = (
+        "" if known is Prompts or found == "trees" else _unread(first, [*read, *_used(columns)])
+    )
     return Found(found, brief, unread, form.makes[known], (form.gather or {}).get(known))
 
 
@@ -224,6 +235,14 @@ def _read(form: Form, row: Row) -> list[str]:
     for either in f"{form.columns} {form.more}".split():
         read.update([name for name in either.split("|") if name in row][:1])
     return [name for name in row if name in read and name != "id"]
+
+
+def _used(columns: Mapping[str, str] | None) -> Iterator[str]:
+    """The columns that others are made of."""
+    for template in (columns or {}).values():
+        for _, place, _, _ in string.Formatter().parse(template):
+            if place is not None:
+                yield re.split(r"[.\[]", place)[0]
 
 
 def _unread(row: Row, read: list[str]) -> str:

@@ -91,7 +91,8 @@ def form_of(source: Source, wanted: Sequence[type[Artifact]]) -> str | None:
     if len(kinds) != 1 or not light or not file.is_file():
         return None
     whole = source.model_copy(update={"split": source.split.partition("[")[0]})
-    return forms.recognise(next(raw.rows(whole)), kinds[0], str(file), source.format).words
+    first, columns = next(raw.rows(whole)), source.columns
+    return forms.recognise(first, kinds[0], str(file), source.format, columns).words
 
 
 def _stage(

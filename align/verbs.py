@@ -352,8 +352,11 @@ def new(arguments: list[str]) -> int:
         text = text.replace("$schema=../recipe.schema.json", f"$schema={shelf.SCHEMA}")
         for verb in ("run", "plan"):
             text = text.replace(f"align {verb} {asked.origin}", f"align {verb} {asked.name}")
+        text = text.replace(f"runs/{asked.origin}", f"runs/{target.name}")
         file.write_text(text, encoding="utf-8")
-    print(f"{target}/recipe.yaml is yours. Check it with: align plan {asked.name}")
+    more = sorted(file.name for file in target.glob("*.yaml") if file.name != "recipe.yaml")
+    beside = f", with {listed(more)} beside it" if more else ""
+    print(f"{target}/recipe.yaml is yours{beside}. Check it with: align plan {asked.name}")
     return 0
 
 

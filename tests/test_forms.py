@@ -593,3 +593,9 @@ def test_times_of_a_parquet_file_are_texts(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "a.parquet")
     (row,) = read(tmp_path / "a.parquet", Prompts)
     assert row["when"] == "2024-07-26T12:00:00" and row["more"] == [{"day": "2024-07-26"}]
+
+
+def test_columns_that_others_are_made_of_are_read() -> None:
+    row = {"question": "1+1?", "answer": "2", "level": 3, "prompt": "1+1?", "completion": "2"}
+    columns = {"prompt": "{question}", "completion": "{answer}"}
+    assert recognise(row, Conversations, "", None, columns).words.endswith("Not read: level")

@@ -70,7 +70,7 @@ _PHONE = re.compile(
 )
 _CALLED = re.compile(
     rf"(?<![{_W}])(?:tele)?(?:phone|fax|mobile|cell|whatsapp)(?![{_W}])"
-    r"(?:[^0-9\n+=*\[<]|\*\*){0,20}"  # what is set in bold, but no sum
+    r"(?:[^0-9\n+=*\[<]|\*\*){0,20}?"  # what is set in bold, but no sum
     r"((?:\+|\()?\d(?:[ ()./-]{0,2}\d){6,14})"
     rf"(?![{_W}%]|[-.,]\d|\s?[=\[\]<]|\s?\*(?!\*))",
     re.IGNORECASE | re.ASCII,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -44,7 +44,7 @@ class Pii(Settings):
     def change(self, row: Row) -> tuple[Row, Counter[str]]:
         """The row with placeholders, and how many things of each kind were found in it."""
         finders = [(kind, find) for kind, find in _FINDERS.items() if kind in self.kinds]
-        names: dict[tuple[Kind, str], str] = {}
+        names: defaultdict[Kind, dict[str, str]] = defaultdict(dict)
         taken: Counter[str] = Counter()
         counts: Counter[str] = Counter()
 
@@ -53,7 +53,7 @@ class Pii(Settings):
             for kind, find in finders:
                 if found := list(find(text, known)):
                     counts[kind] += len(found)
-                    text = _replaced(text, kind, found, names, taken[kind])
+                    text = _replaced(text, kind, found, names[kind], taken[kind])
             return text
 
         for _, text in said(row):
@@ -74,13 +74,10 @@ def _highest(row: Row) -> dict[str, int]:
     return highest
 
 
-def _replaced(
-    text: str, kind: Kind, found: list[Found], names: dict[tuple[Kind, str], str], taken: int
-) -> str:
+def _replaced(text: str, kind: Kind, found: list[Found], names: dict[str, str], taken: int) -> str:
     parts, at = [], 0
     for start, end, identity in found:
-        n = taken + sum(known == kind for known, _ in names)
-        name = names.setdefault((kind, identity), f"<{kind.upper()}_{n + 1}>")
+        name = names.setdefault(identity, f"<{kind.upper()}_{taken + len(names) + 1}>")
         parts += [text[at:start], name]
         at = end
     return "".join([*parts, text[at:]])
