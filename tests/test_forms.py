@@ -508,6 +508,8 @@ SYSTEM = {"role": "system", "content": "Be brief."}
             {"system": "Be brief.", "history": [["Hi", "Hello"]], "prompt": "Bye", "level": 1},
             {"prompt": [SYSTEM, *DIALOG], "level": 1},
         ),
+        (Prompts, {"history": '[["Hi", "Hello"]]', "prompt": "Bye"}, {"prompt": DIALOG}),  # of csv
+        (Prompts, {"history": "[]", "prompt": "Bye"}, {"prompt": DIALOG[2:]}),
         (
             Preferences,
             {

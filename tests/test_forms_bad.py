@@ -1,6 +1,7 @@
 """What is wrong with data: refused with a sentence, or dropped with a count."""
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
@@ -16,6 +17,7 @@ from align.artifacts import Conversations, Preferences, Prompts, Rows, Text
 from align.data import Source
 from align.errors import RecipeError, StageFailed
 from align.out import Out
+from align.sources import files
 
 Row = dict[str, Any]
 
@@ -304,8 +306,7 @@ def test_how_many_rows_there_were_is_said_of_gathered_ones_too(tmp_path: Path) -
     [
         ['5,"an open quote', *(f"{n},a" for n in range(6, 40))],  # to the end of the file
         ['5,"an open quote', "6,a", '7,"b"'],  # to the next cell in quotes
-        ['5,"an open quote', *(f"{n},a" for n in range(6, 40)), '40,6 feet 5"'],
-        ['"5,a', '6,b"'],
+        ['5,"an open quote', "6,a", '7",b'],  # to a quote that closes it: a cell too many
         ['"5" apples,a'],
     ],
 )
@@ -329,21 +330,41 @@ def test_a_csv_cell_may_hold_many_lines(tmp_path: Path) -> None:
     assert row["messages"][1]["content"] == poem
 
 
+@pytest.mark.parametrize(("suffix", "mark"), [("csv", ","), ("tsv", "\t")])
+def test_a_cell_in_quotes_may_hold_anything(tmp_path: Path, suffix: str, mark: str) -> None:
+    lines = [f"p{n}{mark}{n}" for n in range(12)]  # each as a row of the table would be
+    code = f'def f(a,\n{mark}b):\n{mark}return "a", \'"\'\n\n'
+    answers = ["\n".join(lines), "\r\n".join(lines), code, f'"{mark}"\n{mark}"', f"a{mark}b", '"\n']
+    rows = [("Q", one, "x") for one in answers] + [(one, "A", "") for one in answers]
+    path = tmp_path / f"a.{suffix}"
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter=mark).writerows([("prompt", "completion", "from"), *rows])
+        file.write(f'Short{mark}"two\nlines"\n')
+    names = ("prompt", "completion", "from")
+    made = [dict(zip(names, row, strict=True)) for row in [*rows, ("Short", "two\nlines", None)]]
+    assert list(files.rows([path])) == made
+
+
 def test_quotes_of_a_tsv_are_text_unless_they_hold_a_cell(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text(
         'prompt\tcompletion\n"Hello" she said\tHi\n"An open quote\tno end\n'
-        'ten\t"tab\tand\nline"\n'.replace("tab\t", "tab ")
-        + '"two\nlines"\t"one ""word"""\n"Ends\tc\nd\there"\n'
+        'ten\t"tab\tand\nline"\n"two\nlines"\t"one ""word"""\n"Ends\tc\nd"\there\n"Open\tlast\n'
     )
     made = read(tmp_path / "a.tsv", Conversations)
     assert [[m["content"] for m in row["messages"]] for row in made] == [
         ['"Hello" she said', "Hi"],
         ['"An open quote', "no end"],
-        ["ten", "tab and\nline"],
+        ["ten", "tab\tand\nline"],
         ["two\nlines", 'one "word"'],
-        ['"Ends', "c"],
-        ["d", 'here"'],
+        ["Ends\tc\nd", "here"],
+        ['"Open', "last"],
     ]
+
+
+def test_a_quote_of_a_tsv_that_leaves_too_few_cells_breaks_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('prompt\tcompletion\n"Open\nQ\tA\n')
+    with pytest.raises(StageFailed, match=r"line 2 has a quote .* Put quotes around .* with tabs"):
+        list(files.rows([tmp_path / "a.tsv"]))
 
 
 # -- how many ------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def after(row: Row, said: Dialog) -> Dialog:
     """A dialog after what begins it in other columns: `system`, and LLaMA-Factory's `history`."""
     if not row.get("system") and not row.get("history"):
         return said
-    system, history = row.get("system") or "", row.get("history") or []
+    system, history = row.get("system") or "", _loaded(row.get("history")) or []
     if not isinstance(system, str):
         raise TypeError(f'"system" is {shown(system)}, and must be a text. {_LEAVE_OUT} system: ""')
     before: Dialog = []
@@ -80,6 +80,14 @@ def after(row: Row, said: Dialog) -> Dialog:
     return (own or first) + before + said[len(own) :]
 
 
+def _loaded(value: Any) -> Any:
+    """What a text of JSON says, as a csv has lists; anything else as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        return value
+
+
 _LEAVE_OUT = "To leave the column out, write under `columns:`"
 
 
@@ -91,10 +99,7 @@ def with_rest(row: Row) -> Row:
 
 
 def _check_tools(tools: Any) -> None:
-    try:
-        found = json.loads(tools) if isinstance(tools, str) else tools
-    except json.JSONDecodeError:
-        found = None
+    found = _loaded(tools)
     if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
         raise TypeError(
             f'"tools" is {shown(tools)}, and must be a list of objects, or such a list as JSON. '

@@ -43,9 +43,6 @@ _HALVES = re.compile(rb"\\u[dD]")
 START = 80
 """Characters of a broken line that are shown."""
 
-SWALLOWED = 10
-"""Lines of a csv cell that, if all are rows of the table, no cell has: a quote is not closed."""
-
 
 def format_of(path: Path) -> str:
     """The suffix that says how a file is written, without that of its compression."""
@@ -173,7 +170,8 @@ def _table(
     """The rows of a table, whose cells may be in quotes and hold lines and delimiters then.
 
     Where a quote is not closed, its line alone is broken, and the next one is read anew. In a .tsv
-    such a quote is a part of the text: most programs that write them quote nothing.
+    such a quote is a part of the text: most programs that write them quote nothing. A row whose
+    quotes close is taken as it is, whatever its cells hold: they may be tables, or code.
     """
     csv.field_size_limit(2**31 - 1)  # 128 KiB unless told, less than a long document
     mark = "\t" if suffix == ".tsv" else ","
@@ -201,18 +199,20 @@ def _table(
         else:
             if cells is None:
                 return
-            fact = _OPEN if len(taken) > 1 and _swallowed(cells, taken, mark, names) else ""
+            fact = _OPEN if len(taken) > 1 and 0 < len(names) < len(cells) else ""
         number, first = taken[0]
         if fact:
             again.extendleft(reversed(taken[1:]))
             reader = csv.reader(texts(), delimiter=mark, strict=True)
         if fact and mark == "\t":
-            cells, fact = _decoded(path, number, first).rstrip("\r\n").split(mark), ""
+            cells = _decoded(path, number, first).rstrip("\r\n").split(mark)
+            fact = _OPEN if len(cells) < len(names) else ""
         if not fact and names and len(cells) > len(names):
             fact = "has more cells than the first line has columns"
         if fact:
             start = first[: START * 4].decode(errors="replace")
-            remedy = "Put quotes around texts with commas, and write quotes in them twice"
+            held = "tabs" if mark == "\t" else "commas"
+            remedy = f"Put quotes around texts with {held}, and write quotes in them twice"
             _tell(path, number, fact, start, broken if names else None, remedy)
         elif cells and not names:
             names = cells
@@ -221,17 +221,6 @@ def _table(
 
 
 _OPEN = "has a quote that is not closed in its cell"
-
-
-def _swallowed(
-    cells: list[str], lines: list[tuple[int, bytes]], mark: str, names: list[str]
-) -> bool:
-    """Whether a row of several lines is several rows, as a quote that is not closed makes it."""
-    if len(cells) < len(names) or (mark == "\t" and any(mark in cell for cell in cells)):
-        return True
-    comma = mark.encode()  # of a sentence, where a blank is after it
-    inner = [0 if comma + b" " in line else line.count(comma) for _, line in lines[1:-1]]
-    return len(names) > 1 and len(inner) >= SWALLOWED and set(inner) == {len(names) - 1}
 
 
 def _json(path: Path, content: bytes, broken: Broken | None) -> Iterator[Row]:
