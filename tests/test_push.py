@@ -381,6 +381,25 @@ def test_the_weights_of_others_are_not_pushed_over(
     assert main([*words, "--license", "mit"]) == 0, "their cards say whose they are"
 
 
+@pytest.mark.parametrize(
+    ("way_on", "branch"), [(["--branch", "mine"], "mine"), (["--pull-request"], None)]
+)
+def test_the_ways_on_do_not_open_the_branch_of_others(
+    hub: Hub,
+    chain: Path,  # noqa: F811
+    way_on: list[str],
+    branch: str | None,
+) -> None:
+    words = ["push", "local", "lab/shared"]
+    theirs = hub.create("models/lab/shared")
+    files = {"model.safetensors": hub.keep(b"theirs")}
+    hub.commit(theirs, "refs/heads/main", "theirs", files)
+    for more, code in (([], 2), (way_on, 0), ([], 2), (way_on, 0)):
+        assert main([*words, *more]) == code
+    assert places.branches(Path("runs")) == {("lab/shared", branch)}
+    assert theirs.at("main").files == files
+
+
 # -- the card -------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ NO_HUB = (
     "does not answer as a hub does. "
     "Look at HF_ENDPOINT where it is set, and at a network that wants a login first."
 )
-CHECKED: dict[str, Any] = {"branch": None, "pull_request": False, "ours": False}
+CHECKED: dict[str, Any] = {"branch": "main", "pull_request": False, "ours": False}
 WHOLE = {"README.md", "adapter_config.json", "adapter_model.safetensors", "notes/run.txt"}
 
 
@@ -155,17 +155,25 @@ def test_what_would_be_loaded_with_the_new_files_goes_in_the_same_commit(
 def test_the_weights_of_others_are_not_replaced(hub: Hub) -> None:
     repository = hub.create("models/me/tiny")
     hub.commit(repository, "refs/heads/main", "theirs", {"model.safetensors": hub.keep(b"theirs")})
-    for branch in (None, "main"):
-        assert refusal(branch=branch) == (
-            "me/tiny: It holds model.safetensors, which no push from here made and this one would "
-            "replace. Push to another name, or to a new branch (--branch NAME)."
-        )
+    assert refusal() == (
+        "me/tiny: It holds model.safetensors, which no push from here made and this one would "
+        "replace. Push to another name, or to a new branch (--branch NAME)."
+    )
     for fine in ({"branch": "new"}, {"ours": True}, {"pull_request": True}):
         assert upload.check(REPO, private=True, **(CHECKED | fine)).exists
     ours = hub.keep(b"---\ntags: [align-recipes]\n---\n")
     files = repository.at("main").files | {"README.md": ours}
     hub.commit(repository, "refs/heads/main", "ours", files)
     assert upload.check(REPO, private=True, **CHECKED).exists
+
+
+def test_weights_that_a_push_leaves_alone_do_not_stop_it(hub: Hub, folder: Path) -> None:
+    names = {"m.gguf", "training_args.bin", "optimizer.pt", "onnx/model.bin"}
+    files = {name: hub.keep(b"theirs") for name in names}
+    hub.commit(hub.create("models/me/tiny"), "refs/heads/main", "theirs", files)
+    assert upload.check(REPO, private=True, **CHECKED).exists
+    push(folder)
+    assert set(hub.files(REPO)) == WHOLE | names
 
 
 @pytest.mark.parametrize("page", [b"{}", b"[]", b"<html>Log in</html>"])

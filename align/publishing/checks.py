@@ -215,12 +215,13 @@ def _reached(parcels: list[Parcel], wish: Wish, problems: list[Problem]) -> list
     told = []
     try:
         for parcel in parcels:
+            branch = (wish.branch if parcel is last else None) or "main"
             there = upload.check(
                 parcel.repo,
-                branch=wish.branch if parcel is last else None,
+                branch=branch,
                 private=not wish.public,
                 pull_request=wish.pull_request,
-                ours=parcel.repo in places.repositories(parcel.runs),
+                ours=(parcel.repo, branch) in places.branches(parcel.runs),
             )
             if not (wish.public and there.private):
                 continue

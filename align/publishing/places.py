@@ -67,7 +67,7 @@ def key(model: Model, runs: Path) -> str:
 
 
 def remember(runs: Path, key: str, **pushed: Any) -> None:
-    """Add a push to `runs/.pushes/<key>.json`: `repo`, `commit`, `whole` (all weights) …"""
+    """Add a push to `runs/.pushes/<key>.json`: `repo`, `branch`, `commit`, `whole` …"""
     file = runs / PUSHES / f"{key}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -85,7 +85,10 @@ def pushes(runs: Path, key: str) -> list[dict[str, Any]]:
     return found
 
 
-def repositories(runs: Path) -> set[str]:
-    """All that was pushed to from a store."""
+def branches(runs: Path) -> set[tuple[str, str | None]]:
+    """All that was pushed to from a store: repository and branch (None: a pull request).
+
+    Notes of earlier versions name no branch and count as those of pull requests.
+    """
     keys = [file.stem for file in (runs / PUSHES).glob("*.json")]
-    return {one["repo"] for key in keys for one in pushes(runs, key)}
+    return {(one["repo"], one.get("branch")) for key in keys for one in pushes(runs, key)}

@@ -140,11 +140,12 @@ def _send(parcels: list[Parcel], wish: Wish, say: Say) -> None:
             commit = places.pushes(parcels[0].runs, parcels[0].key)[-1]["commit"]
             parcel = replace(parcel, base=Place(parcel.base.repo, commit))
             _packed([parcel], wish, say)
+        branch = wish.branch if last else None
         tag = None if wish.pull_request else (wish.tag if last else None) or _tag(parcel)
         pushed = upload.upload(
             parcel.folder,
             parcel.repo,
-            branch=wish.branch if last else None,
+            branch=branch,
             tag=tag,
             pull_request=wish.pull_request,
             private=not wish.public,
@@ -152,7 +153,8 @@ def _send(parcels: list[Parcel], wish: Wish, say: Say) -> None:
             say=say,
         )
         whole = not (parcel.folder / folder.CONFIG).is_file() and not parcel.merged
-        where = {"repo": parcel.repo, "commit": pushed.commit, "url": pushed.url, "tag": tag}
+        where = {"repo": parcel.repo, "branch": None if wish.pull_request else branch or "main"}
+        where |= {"commit": pushed.commit, "url": pushed.url, "tag": tag}
         places.remember(parcel.runs, parcel.key, **where, whole=whole and not wish.pull_request)
         shutil.rmtree(parcel.folder)
         told = f", tag {tag}" if tag else ""

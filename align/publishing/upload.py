@@ -26,7 +26,7 @@ from align.errors import Problem, RecipeError, StageFailed
 from align.publishing import places
 from align.publishing.patience import PAUSES, WRITE, heard, patiently
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 LOADED = (
     *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "adapter_model.bin"),
@@ -80,7 +80,7 @@ class Sent:
 def check(
     repo: str,
     *,
-    branch: str | None,
+    branch: str,
     private: bool,
     pull_request: bool,
     ours: bool,
@@ -89,9 +89,9 @@ def check(
     """Whether a push can succeed, asked before any work.
 
     Args:
-        branch: what it would go to (main).
+        branch: what it would go to.
         private: whether the push is.
-        ours: whether it was pushed to before, from here.
+        ours: whether this branch was pushed to before, from here.
 
     Raises:
         RecipeError: there is no token, it may not write there, the repository is public and should
@@ -102,7 +102,7 @@ def check(
         api = HfApi()
         access = _access(api, repo, private, pull_request)
         if access.exists and not pull_request and not ours:
-            _spare(api, repo, branch or "main")
+            _spare(api, repo, branch)
         return access
 
     try:
@@ -114,16 +114,17 @@ def check(
 
 
 def _spare(api: HfApi, repo: str, branch: str) -> None:
-    """Refuse a branch with weights that no push of ours made: its card has our tag.
+    """Refuse a branch with weights that would go and that no push of ours made, by its card's tag.
 
-    A branch that does not exist yet takes nothing away.
+    A branch that does not exist yet takes nothing away. All weights of a push have names that
+    count as loaded: what is not loaded is neither removed nor written over.
     """
     try:
         info = api.model_info(repo, revision=branch)
     except RevisionNotFoundError:
         return
     names = [file.rfilename for file in info.siblings or ()]
-    weights = [name for name in names if name.endswith(WEIGHTS)]
+    weights = [name for name in names if name.endswith(WEIGHTS) and _loaded(name)]
     if weights and places.TAG not in (info.tags or ()):
         fact = f"It holds {weights[0]}, which no push from here made and this one would replace."
         raise _refused(repo, f"{fact} Push to another name, or to a new branch (--branch NAME).")
