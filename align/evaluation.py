@@ -169,25 +169,26 @@ def _rows(
 
 
 def _keep(out: Out, name: str, model: Model, rows: list[dict[str, Any]]) -> None:
-    out.count(f"items.{name}", len(rows))
+    of = name_of(model)
+    out.count(f"items.{name}", len(rows), of=of)
     if written := sum(len(row.get("texts", ())) for row in rows):
-        out.count(f"answers.{name}", written)
+        out.count(f"answers.{name}", written, of=of)
     for row in rows:
         texts = row.get("texts", [])
         for text, finish in zip(texts, row.get("finishes", []), strict=True):
             if finish in ("length", NO_ROOM):
-                example = {"id": row["id"], "model": name_of(model), "end": text[-200:]}
-                out.count(f"cut.{name}", example=example)
+                example = {"id": row["id"], "model": of, "end": text[-200:]}
+                out.count(f"cut.{name}", example=example, of=of)
         if row.get("truncated"):
-            example = {"id": row["id"], "model": name_of(model), "tokens": row["truncated"]}
-            out.count(f"truncated.{name}", example=example)
+            example = {"id": row["id"], "model": of, "tokens": row["truncated"]}
+            out.count(f"truncated.{name}", example=example, of=of)
         if row.get("finish") == NO_ROOM:
-            example = {"id": row["id"], "model": name_of(model)}
-            out.count(f"dropped.{name}_no_room", example=example)
+            example = {"id": row["id"], "model": of}
+            out.count(f"dropped.{name}_no_room", example=example, of=of)
         elif next(iter(row["numbers"].values()), None) is None:
             answer = "".join(texts[:1])[:200]
-            example = {"id": row["id"], "model": name_of(model), "answer": answer}
-            out.count(f"dropped.{name}_not_graded", example=example)
+            example = {"id": row["id"], "model": of, "answer": answer}
+            out.count(f"dropped.{name}_not_graded", example=example, of=of)
     file = out.path / "items" / name / f"{file_of(model)}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -197,11 +198,12 @@ def _keep(out: Out, name: str, model: Model, rows: list[dict[str, Any]]) -> None
 
 
 def _count_thoughts(out: Out, name: str, model: Model, items: list[Item], said: list[Said]) -> None:
+    of = name_of(model)
     for item, one in zip(items, said, strict=True):
         for text in one["texts"]:
             if (answer := rewards.after_thought(text)) != text:
-                example = {"id": item["id"], "model": name_of(model), "graded": answer[:200]}
-                out.count(f"thought.{name}", example=example)
+                example = {"id": item["id"], "model": of, "graded": answer[:200]}
+                out.count(f"thought.{name}", example=example, of=of)
 
 
 def _items(name: str, task: Task, out: Out) -> list[Item]:

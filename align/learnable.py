@@ -87,6 +87,8 @@ class Learnable:
     out: Out
     prefix: str = ""
     """Of the counts: "eval." for held-out rows."""
+    pairs: bool = False
+    """No answer is learnt as it is: two are compared."""
 
     rows: int = 0
     _begins: bool | None = None
@@ -239,10 +241,11 @@ class Learnable:
             self._fault("prompt", f"Row {row['id']} {fact}.")
 
     def _found(self) -> Iterator[str]:
-        learnt, begin = self._counted("answers.learnt"), self.tokenizer.bos_token
-        yield (
-            f"{learnt:,} answers are learnt, each with the end of its turn, nothing of the prompts."
-        )
+        answers, begin = self._counted("answers.learnt"), self.tokenizer.bos_token
+        learnt, what = "learnt", "nothing of the prompts"
+        if self.prefix or self.pairs:
+            learnt, what = "read", "and not learnt" if self.prefix else "and compared in pairs"
+        yield f"{answers:,} answers are {learnt}, each with the end of its turn, {what}."
         if self._begins:
             yield f"Every row begins with {begin} once."
         elif self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id]:
@@ -252,10 +255,11 @@ class Learnable:
             )
         if calls := self._counted("tool_calls.learnt"):
             results = self._counted("tool_results")
-            yield f"{calls:,} calls of tools are learnt, {results:,} results of tools are not."
+            of = f", {results:,} results of tools are not" if learnt == "learnt" else " in them"
+            yield f"{calls:,} calls of tools are {learnt}{of}."
         if lost := self._counted("answers.thoughts_not_written"):
             yield (
-                f"{lost:,} answers are learnt WITHOUT what was thought before them "
+                f"{lost:,} answers are {learnt} WITHOUT what was thought before them "
                 f"({', '.join(THOUGHTS)}): the chat template does not write it."
             )
         if kept := self._counted("system_prompts"):

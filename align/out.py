@@ -48,10 +48,16 @@ class Out:
                 "\n".join(SAID + line for line in message.splitlines()), file=sys.stderr, flush=True
             )
 
-    def count(self, name: str, n: int = 1, example: Any = None) -> None:
-        """Add to a count of the artifact (`rows`, `dropped.too_long` …), with an example of it."""
+    def count(self, name: str, n: int = 1, example: Any = None, of: str | None = None) -> None:
+        """Add to a count of the artifact (`rows`, `dropped.too_long` …), with an example of it.
+
+        `of`: a model, by which it is counted, too.
+        """
         entry = self.counts.setdefault(name, {"n": 0})
         entry["n"] += n
+        if of is not None:
+            by = entry.setdefault("by", {})
+            by[of] = by.get(of, 0) + n
         if example is not None and len(entry.setdefault("examples", [])) < EXAMPLES:
             entry["examples"].append(example)
 

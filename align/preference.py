@@ -83,7 +83,7 @@ def pairs(
     Raises:
         StageFailed: no pair is left, a margin is not a finite number, or see `Learnable`.
     """
-    learnable = Learnable(tokenizer, limit, too_long, out, prefix)
+    learnable = Learnable(tokenizer, limit, too_long, out, prefix, pairs=True)
     kept = 0
     for row in rows:
         margin = row.get("margin") or 0.0

@@ -433,7 +433,7 @@ def test_what_has_no_room_is_counted_and_in_no_mean(
     assert rows(out, "words")[0]["numbers"] == {"has": 0.0}  # graded as an empty answer
     assert out.counts["cut.words"]["n"] >= 1
     assert [row["numbers"]["accuracy"] is None for row in rows(out, "choice")] == [False, True] * 2
-    assert out.counts["dropped.choice_no_room"]["n"] == 2
+    assert out.counts["dropped.choice_no_room"]["by"] == {other.name: 2}
     said = capsys.readouterr().err
     assert "words: 1 of 6 prompts are longer than " in said and "Their answers are empty." in said
     assert "choice: 2 of 4 prompts are longer than " in said and "They are in no mean." in said

@@ -238,13 +238,23 @@ def test_limits_say_what_the_numbers_do_not(tmp_path: Path) -> None:
 
 def test_what_the_report_distrusts_stands_in_the_limits(tmp_path: Path) -> None:
     stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, GSM8K)
-    counts = {"items.gsm8k": {"n": 200}, "dropped.gsm8k_no_room": {"n": 150}, "cut.mmlu": {"n": 9}}
-    manifest = {"made_at": "2026-11-20T10:00:00Z", "counts": counts | {"items.mmlu": {"n": 9}}}
+    counts: dict[str, Any] = {"items.gsm8k": {"n": 200}, "dropped.gsm8k_no_room": {"n": 150}}
+    counts["cut.mmlu"] = {"n": 9}
+    manifest: dict[str, Any] = {
+        "made_at": "2026-11-20T10:00:00Z",
+        "counts": counts | {"items.mmlu": {"n": 9}},
+    }
     (tmp_path / "evaluate-1" / "artifact.json").write_text(json.dumps(manifest))
     report = results.measured(tmp_path / "dpo-1", "mine", tmp_path)
     said = evidence.limits(replace(subject(tmp_path), measured=report))
     assert "* 150 of 200 items of gsm8k had no room after the prompt.\n" in said
     assert "Tied, not equal: mine with other on gsm8k." in said and "mmlu" not in said
+    for name, n in (("items.gsm8k", 100), ("dropped.gsm8k_no_room", 75)):
+        counts[name] |= {"by": dict.fromkeys(["dpo", "sft", "else"], n)}
+    manifest["counts"] = counts
+    (tmp_path / "evaluate-1" / "artifact.json").write_text(json.dumps(manifest))
+    (said,) = results.measured(tmp_path / "dpo-1", "mine", tmp_path, ["sft-1"])["doubts"]
+    assert said == "75 of 100 items of gsm8k had no room after the prompt, for mine and sft."
 
 
 # -- where it comes from --------------------------------------------------------------------------
@@ -294,14 +304,16 @@ def test_data_whose_questions_are_removed_is_no_data_of_the_model(
     monkeypatch.setattr(lineage, "_unchanged", lambda step: False)
     source = {"columns": {}, "split": "train", "revision": COMMIT}
     task, talks = source | {"path": "maker/task"}, source | {"path": "maker/talks"}
-    clean = made(tmp_path, "clean-1", {}, data=talks, decontaminate=[{"use": "a", "data": task}])
-    more = made(tmp_path, "sft-1", {}, data=talks | {"split": "test"}, eval_data=[talks])
+    tasks = [{"use": "a", "data": task}, {"use": "b", "data": talks | {"split": "test"}}]
+    clean = made(tmp_path, "clean-1", {}, data=talks, decontaminate=tasks)
+    more = made(tmp_path, "sft-1", {}, data=talks)
     about = replace(subject(tmp_path), lineage=Lineage((clean, more), ()))
     rows = list(provenance._data(lineage.data(about.lineage)))
     at = f"revision `{COMMIT}`"
     assert rows == [
-        ["`maker/talks`", "train, test", at, "`clean`; `sft`"],
+        ["`maker/talks`", "train", at, "`clean`; `sft`"],
         ["`maker/task`", "train", at, "`clean`, only to remove its questions"],
+        ["`maker/talks`", "test", at, "`clean`, only to remove its questions"],
     ]
     assert card.metadata(about).datasets == ["maker/talks"]
 

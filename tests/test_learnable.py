@@ -91,6 +91,10 @@ def test_calls_of_tools_are_learnt_and_their_results_are_not(
     assert text.count("⟦") == 2 and '⟦<tool_call>\n{"name": "add"' in text
     assert "tool\n77<|im_end|>" in text and "⟦So 77.<|im_end|>⟧" in text
     assert "1 calls of tools are learnt, 1 results of tools are not." in capsys.readouterr().err
+    rows = [{"id": "row", "messages": dialog}]
+    assert list(conversations(rows, tokenizer, 999, out, "eval.", "drop"))
+    said = "eval_data: 2 answers are read, each with the end of its turn, and not learnt. "
+    assert f"{said}1 calls of tools are read in them." in capsys.readouterr().err
     tokenizer.chat_template = tokenizer.chat_template.replace("message.tool_calls or []", "[]")
     with pytest.raises(StageFailed, match="row0: .* it does not write the tools that the assist"):
         learn([dialog], tokenizer, out, limit=999)
@@ -304,11 +308,13 @@ def test_a_long_row_loses_its_oldest_turns_or_is_dropped_or_stops_the_stage(
 
 
 def test_the_prompt_of_a_long_pair_loses_its_oldest_turns_and_no_answer_does(
-    tokenizer: Any, out: Out
+    tokenizer: Any, out: Out, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row = {"id": "a", "prompt": LONG[:6], "chosen": [say("y" * 9)], "rejected": [say("n")]}
     limit = sum(map(len, chat.answer(tokenizer, LONG[:6], [say("y" * 9)])[:1])) + 10
     [pair] = pairs([row], tokenizer, limit, out, too_long="turns")
+    said = "data: 2 answers are read, each with the end of its turn, and compared in pairs. "
+    assert said in capsys.readouterr().err
     assert tokenizer.decode(pair["prompt_ids"]).startswith(
         "<s><|system|>Be brief.<|end|>\n<|user|>"
     )

@@ -13,7 +13,7 @@ from align import recipe
 from align.artifacts import Conversations, Model, Text
 from align.data import Source
 from align.out import Out
-from align.reporting import lengths, page, report, scores
+from align.reporting import lengths, page, report, scores, summary
 from align.stages.curate import Curate
 
 __all__ = ["made"]
@@ -77,6 +77,18 @@ def test_what_takes_belief_away_is_said_with_counts(made: Made) -> None:
     ):
         assert sentence in said, sentence
     assert "answers of arc were cut" not in said  # one in 1,500 takes nothing away
+
+
+def test_what_is_lost_is_said_of_the_items_that_a_model_was_asked() -> None:
+    def said(**by: int) -> list[str]:
+        items = {"n": 48, "by": {"sft": 16, "dpo": 16, "base": 16}}
+        no_room = {"n": sum(by.values()), "by": by}
+        return [*summary.lost({"counts": {"items.t": items, "dropped.t_no_room": no_room}})]
+
+    what = "items of t had no room after the prompt, for"
+    assert said(sft=5, dpo=5) == [f"5 of 16 {what} sft and dpo."]
+    assert said(sft=5, dpo=6) == [f"5 of 16 {what} sft.", f"6 of 16 {what} dpo."]
+    assert said(small=20) == [f"20 of 20 {what} small."]  # which was asked nothing
 
 
 def fell(made: Made, *compared: dict[str, Any]) -> str:

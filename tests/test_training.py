@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from align import checkpoints, ordered, training
-from align.artifacts import Model
+from align.artifacts import Model, Preferences
 from align.data import Source
 from align.errors import StageFailed
 from align.order import Order
 from align.out import Out
 from align.settings import Stage
+from align.sources import splits
 from align.stages.dpo import Dpo
 from align.stages.reward_model import TrainRewardModel
 from align.stages.sft import Sft
@@ -473,6 +474,22 @@ def test_held_out_prompts_that_are_trained_on_are_refused_before_anything_is_loa
     message = r'2 prompts of eval_data are in data too, in 2 of its rows, .*"Say 7".*without: \['
     with pytest.raises(StageFailed, match=message):
         kind(model=nowhere, data=[data], eval_data=[held]).run(new(tmp_path / "a"))
+
+
+def test_what_data_is_taken_from_is_in_the_remedy(
+    tmp_path: Path, write_rows: Callable[[str, list[dict[str, Any]]], Path]
+) -> None:
+    said = {"chosen": "yes", "rejected": "no"}
+    held = Source(path=str(write_rows("held.jsonl", [{"prompt": "Say 7", **said}])))
+    dialogs = {key: [{"role": "assistant", "content": text}] for key, text in said.items()}
+    row = {"id": "a", "prompt": [{"role": "user", "content": "Say 7"}], **dialogs}
+    (tmp_path / "dpo-1" / "data").mkdir(parents=True)
+    (tmp_path / "dpo-1" / "data" / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    clean = Preferences(tmp_path / "dpo-1")
+    clean.name = "clean"
+    for data in ([clean], [Source(stage=clean)]):
+        with pytest.raises(StageFailed, match=r"data: \[{stage: clean, without: \[the source of"):
+            splits.refuse_overlap(data, [held], Preferences, 0)
 
 
 def test_a_killed_stage_stops_as_early_as_an_uninterrupted_one(

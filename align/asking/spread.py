@@ -76,7 +76,7 @@ def ask(
             out.say(f"{nothing} It is left out for this model.")
             for item in items:
                 example = {"id": item["id"], "model": name_of(model)}
-                out.count(f"dropped.{name}_no_room", example=example)
+                out.count(f"dropped.{name}_no_room", example=example, of=name_of(model))
         left = left or bool(fits)
         yield model, fits
     if not left:

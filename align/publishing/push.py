@@ -126,6 +126,9 @@ def _show(parcel: Parcel, say: Say) -> None:
     for name, count in sizes.items():
         say(f"  {name:{width}}  {size(count):>10}")
     say(f"Its card: {parcel.folder / 'README.md'}")
+    if parcel.base is not None and parcel.base.commit is None:
+        base = parcel.base.repo
+        say(f"The card and {folder.CONFIG} get the commit of {base} when that is pushed.")
 
 
 # -- the hub --------------------------------------------------------------------------------------

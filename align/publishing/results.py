@@ -139,7 +139,10 @@ def _add(found: Entry, file: Path, about: _Subject) -> None:
     ]
     found["tasks"] += [{**task, **of} for task in new]
     counts = read_json(file.with_name(store.MANIFEST)).get("counts") or {}
-    asked = {name: n for name, n in counts.items() if _task(name) in names}
+    shown = {
+        one["model"]: renamed(one)["model"] for one in report["scores"] if one["key"] in beside
+    }
+    asked = {name: _of(count, shown) for name, count in counts.items() if _task(name) in names}
     found["doubts"] += lost({"name": file.parent.name, "counts": asked})
     found["doubts"] += report.get("notes", ())
     called = {one["model"] for one in report["scores"] if one["key"] in keys}
@@ -158,6 +161,13 @@ def _called(entry: Entry, line: Collection[str]) -> Entry:
         if entry.get(key) in line and "/" in entry[key]
     }
     return {**entry, **ids}
+
+
+def _of(count: Entry, shown: dict[str, str]) -> Entry:
+    """A count by the models that the card shows, under their names there."""
+    if "by" not in count:
+        return count
+    return {**count, "by": {shown[one]: n for one, n in count["by"].items() if one in shown}}
 
 
 def _task(count: str) -> str:

@@ -245,11 +245,12 @@ def _doubts(
 
 def lost(stage: Entry) -> Iterator[str]:
     """Answers that were cut, items that were not graded, rows that were dropped, in plain text."""
-    counts = {name: count["n"] for name, count in (stage["counts"] or {}).items()}
-    for name, n in counts.items():
+    counts = stage["counts"] or {}
+    nothing = {"n": 0}
+    for name, count in counts.items():
         kind, _, rest = name.partition(".")
         task = next((rest.removesuffix(end) for end in LACKS if rest.endswith(end)), rest)
-        of = counts.get(f"items.{task}", counts.get("answers", 0))
+        of = counts.get(f"items.{task}", counts.get("answers", nothing))
         if kind == "cut":
             of = counts.get(f"answers.{task}", of)  # of an item there may be several
             what = f"answers of {task or stage['name']} were cut at the limit of tokens"
@@ -263,11 +264,30 @@ def lost(stage: Entry) -> Iterator[str]:
         elif kind == "dropped" and task != rest:
             what = f"items of {task} {LACKS[rest.removeprefix(task)]}"
         elif name == "dropped.too_long":
-            of, what = n + counts.get("rows", 0), f"rows of {stage['name']} were too long"
+            of = {"n": count["n"] + counts.get("rows", nothing)["n"]}
+            what = f"rows of {stage['name']} were too long"
         else:
             continue
-        if of and n >= MUCH * of:
-            yield f"{n:,} of {of:,} {what}."
+        for n, total, whose in _shares(count, of):
+            if total and n >= MUCH * total:
+                yield f"{n:,} of {total:,} {what}{whose}."
+
+
+def _shares(count: Entry, of: Entry) -> Iterator[tuple[int, int, str]]:
+    """What was lost of how many, and for which models: those of the same numbers together.
+
+    Evaluations of earlier versions know only the sums over all models.
+    """
+    if "by" not in count or "by" not in of:
+        yield count["n"], of["n"], ""
+        return
+    same: dict[tuple[int, int], list[str]] = {}
+    for model, n in count["by"].items():  # a model that had no room for anything has no items
+        same.setdefault((n, of["by"].get(model, n)), []).append(model)
+    several = len(count["by"].keys() | of["by"].keys()) > 1
+    for (n, total), models in same.items():
+        names = " and ".join(filter(None, [", ".join(models[:-1]), models[-1]]))
+        yield n, total, f", for {names}" if several else ""
 
 
 def tied(report: Entry) -> Iterator[str]:

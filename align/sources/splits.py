@@ -35,8 +35,16 @@ def refuse_overlap(
                 examples.append(f'{row["id"]} ("{said[:80]}")')
             shared.add(asks)
     if shared:
+        without = ", ".join(dict.fromkeys(map(_without, data)))
         raise StageFailed(
             f"{len(shared)} prompts of eval_data are in data too, in {rows} of its rows, such as "
             f"{' and '.join(examples)}: numbers on eval_data would flatter. Leave them out of "
-            "data: data: [{path: …, without: [the source of eval_data]}]."
+            f"data: data: [{without}]."
         )
+
+
+def _without(source: Rows | Source) -> str:
+    """The block of a source, a stage or a path, that leaves out what is held out."""
+    stage = source if isinstance(source, Rows) else source.stage
+    begins = "path: …" if stage is None else f"stage: {stage.name or '…'}"
+    return f"{{{begins}, without: [the source of eval_data]}}"
