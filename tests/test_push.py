@@ -186,7 +186,10 @@ def test_a_base_that_was_pushed_is_named_from_then_on(
     chain: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["push", "runs/chain/aside", "me/mine", "--with-base", "me/base"]) == 0
+    words = ["push", "runs/chain/aside", "me/mine", "--with-base", "me/base"]
+    later = "The card and adapter_config.json get the commit of me/base when that is pushed."
+    assert main([*words, "--dry-run"]) == 0 and capsys.readouterr().out.count(later) == 1
+    assert main(words) == 0
     said = capsys.readouterr().out
     key = Path("runs/chain/aside").resolve().name
     (pushed,) = places.pushes(Path("runs"), key)

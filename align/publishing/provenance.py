@@ -41,17 +41,19 @@ def _parts(about: Subject) -> Iterator[str]:
 
 
 def _data(data: list[Data]) -> Iterator[list[str]]:
-    """Every file, or data set of the hub, once: its parts, and the stages that read it."""
-    same: dict[tuple[str, str], list[Data]] = {}
+    """Every part of a file, or of a data set of the hub, once, with the stages that read it.
+
+    Not the whole file: one part may be learnt from, and another only kept out of it.
+    """
+    same: dict[tuple[str, str, str], list[Data]] = {}
     for one in data:
-        same.setdefault((one.name, one.version), []).append(one)
-    for (name, version), several in same.items():
-        parts = dict.fromkeys(one.part for one in several)
+        same.setdefault((one.name, one.part, one.version), []).append(one)
+    for (name, part, version), several in same.items():
         stages: dict[str, str] = {}  # which learn from it first
         for one in several:
             stages.setdefault(one.stage, f", {one.only}" if one.only else "")
         read = "; ".join(f"{code(stage)}{only}" for stage, only in stages.items())
-        yield [code(name), ", ".join(parts), version, read]
+        yield [code(name), part, version, read]
 
 
 def _stages(steps: tuple[Step, ...]) -> str:
