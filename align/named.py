@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from align import outside
+from align import outside, shelf
 from align.artifacts import Model, RewardModel, read_json
 from align.errors import Problem, RecipeError
 from align.reading import Reader
+from align.spec import is_adapter
 from align.yaml import Node
+
+MODELS = ("Model", "RewardModel")
 
 
 def model(word: str, store: Path) -> Model:
@@ -39,10 +42,11 @@ def place(word: str, store: Path) -> str:
     That is the last in the recipe's order that is made, no reward model, and nobody's control.
 
     Raises:
-        RecipeError: the recipe made no model.
+        RecipeError: the recipe was not run or made no model, or a stage is named that makes none.
     """
     folder = _recipe(word, store)
     if folder is None:
+        _refuse_rows(Path(os.path.expanduser(word)))
         return word
     report = read_json(folder / "report.json")
     controls = {one["against"] for one in report["comparisons"] if one["role"] == "control"}
@@ -61,15 +65,48 @@ def called(word: str) -> str:
 
 
 def _recipe(word: str, store: Path) -> Path | None:
-    """The folder of a recipe's run: `runs/mine`, for `runs/mine`, `mine` and `mine/recipe.yaml`."""
+    """The folder of a recipe's run: `runs/mine`, for `runs/mine`, `mine` and `mine/recipe.yaml`.
+
+    Raises:
+        RecipeError: there is the recipe, and no run of it.
+    """
     path = Path(os.path.expanduser(word))
-    if "/" in word and not path.exists():
-        return None  # a hub id
-    named = path.parent if path.name == "recipe.yaml" else path
-    for folder in (named, store / named.resolve().name.removesuffix(".yaml")):
-        if (folder / "report.json").is_file() and not (folder / "artifact.json").is_file():
-            return folder
-    return None
+    if (path / "config.json").is_file() or is_adapter(path):
+        return None  # a folder may hold a model and the recipe that made it
+    if _was_run(path):
+        return path
+    try:
+        file = shelf.recipe(path)
+    except RecipeError:
+        folder = store / path.name
+        return folder if ("/" not in word or path.exists()) and _was_run(folder) else None
+    if file.suffix not in (".yaml", ".yml"):
+        return None
+    if _was_run(folder := store / shelf.called(file)):
+        return folder
+    if path.is_dir() and file.parent.resolve() != path.resolve():
+        return None  # a folder that only has the name of a recipe elsewhere
+    message = f"This is a recipe that has not been run here: align run {word}"
+    raise RecipeError([Problem(word, "", message)])
+
+
+def _was_run(folder: Path) -> bool:
+    """Whether a recipe's report lies here; that of an `evaluate` stage lies in its artifact."""
+    return (folder / "report.json").is_file() and not (folder / "artifact.json").is_file()
+
+
+def _refuse_rows(path: Path) -> None:
+    """Refuse a stage that made no model, with the stages of its recipe that did."""
+    made = _makes(path)
+    if made in (None, *MODELS):
+        return
+    record = read_json(path / "stage.json")
+    message = f"{record['name']} is a stage of the kind {record['kind']} and makes no model."
+    report = path.parent / "report.json"
+    stages = [one["name"] for one in read_json(report)["stages"]] if report.is_file() else []
+    if beside := [name for name in stages if _makes(path.parent / name) in MODELS]:
+        message += f" Models here are: {', '.join(beside)}."
+    raise RecipeError([Problem(str(path), "", message)])
 
 
 def _makes(path: Path) -> str | None:

@@ -79,13 +79,12 @@ def read(
         RecipeError: something is wrong; it holds every problem that was found.
     """
     path = shelf.recipe(recipe)
-    name = _name(path)
     problems: list[Problem] = []
     root = _tree(path, overrides, problems)
     root, unset = yaml.interpolate(root, problems)
     problems += yaml.secrets(root)
     told = {problem.place for problem in problems}
-    reading = _Reading(root, Reader(store, unset, strict), name, again)
+    reading = _Reading(root, Reader(store, unset, strict), path, again)
     stages = reading.stages(list(overrides))
     problems += [problem for problem in reading.reader.problems if problem.place not in told]
     if problems:
@@ -96,7 +95,9 @@ def read(
     found = reading.reader.not_checked.items()
     not_checked = [f"{fact}: {', '.join(where)}" for fact, where in found if where]
     attempts = reading.attempts if again else {}
-    return Plan(name, path, store, stages, not_checked, list(overrides), reading.seed, attempts)
+    return Plan(
+        reading.name, path, store, stages, not_checked, list(overrides), reading.seed, attempts
+    )
 
 
 def restore(record: dict[str, Any], store: Path) -> Stage:
@@ -133,14 +134,6 @@ def makes_model(stage: Stage) -> bool:
     """Whether what a stage makes is a model."""
     made = makes(type(stage), records.consumed(stage))
     return made is not None and issubclass(made, Model)
-
-
-def _name(path: Path) -> str:
-    """What a recipe is called in the store: files beside a `recipe.yaml` begin with its folder."""
-    folder = path.resolve().parent
-    if path.name == "recipe.yaml":
-        return folder.name
-    return f"{folder.name}-{path.stem}" if (folder / "recipe.yaml").is_file() else path.stem
 
 
 # -- the file ------------------------------------------------------------------------------------
@@ -196,10 +189,11 @@ def _in_order(problems: list[Problem]) -> list[Problem]:
 class _Reading:
     """Reads a recipe's blocks, top to bottom."""
 
-    def __init__(self, root: Node, reader: Reader, name: str, again: Sequence[str]) -> None:
+    def __init__(self, root: Node, reader: Reader, path: Path, again: Sequence[str]) -> None:
         self.root = root
         self.reader = reader
-        self.name = name
+        self.path = path
+        self.name = shelf.called(path)
         self.again = again
         self.contents = records.Contents(reader.store)
         self.seed = 42
@@ -208,7 +202,7 @@ class _Reading:
         self.unsure: set[str] = set()
         """What hangs on a variable that is not set: stages, and `base`."""
         self.attempts: dict[str, int] = {}
-        if (file := reader.store / name / ATTEMPTS).is_file():
+        if (file := reader.store / self.name / ATTEMPTS).is_file():
             self.attempts = artifacts.read_json(file)
 
     def stages(self, overrides: list[str]) -> dict[str, Planned]:
@@ -365,6 +359,7 @@ class _Reading:
         record = {
             "name": name,
             "recipe": self.name,
+            "recipe_file": shelf.name(self.path),
             "kind": kind,
             "use": kind if file.parent == shelf.STAGES else shelf.name(file),
             "makes": made.__name__,

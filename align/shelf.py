@@ -55,6 +55,14 @@ def recipe(name: str | Path) -> Path:
     raise RecipeError([Problem(str(name), "", message)])
 
 
+def called(path: Path) -> str:
+    """What a recipe is called in the store: files beside a `recipe.yaml` begin with its folder."""
+    folder = path.resolve().parent
+    if path.name == "recipe.yaml":
+        return folder.name
+    return f"{folder.name}-{path.stem}" if (folder / "recipe.yaml").is_file() else path.stem
+
+
 def recipes() -> list[str]:
     """The names of the shipped recipes."""
     return sorted(path.parent.name for path in (SHELF / "recipes").glob("*/recipe.yaml"))

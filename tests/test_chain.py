@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hub_server import environment, serve
 
+from align import shelf
+
 SHORT = {
     "quickstart": (
         "stages.text.rows=1500",
@@ -129,3 +131,5 @@ def test_raw_files_become_an_adapter_on_the_hub(tmp_path: Path) -> None:
     card = files["README.md"].decode()
     for fact in ("en_100_tree.jsonl", "harmless-base.test.jsonl.gz", "curate", "perplexity"):
         assert fact in card, fact
+    text = shelf.recipe("tiny-real/raw.yaml").read_text()
+    assert text[text.index("\nbase:") :] in card, "the recipe; paths in its head are shortened"

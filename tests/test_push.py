@@ -257,7 +257,10 @@ def test_what_is_said_of_an_adapter_is_said_of_the_model_it_was_folded_into(push
 @pytest.mark.parametrize(
     ("words", "fact"),
     [
-        (["runs/chain/evaluate", "me/mine"], "holds no config.json, so it is no model"),
+        (
+            ["runs/chain/evaluate", "me/mine"],
+            "makes no model. Models here are: reward, aside, folded, sft, dpo.",
+        ),
         (["nowhere", "me/mine"], "neither a directory nor a hub id"),
         (["runs/chain/dpo", "me/a b"], "A repository is OWNER/NAME"),
         (["runs/chain/dpo", "me/mine", "--with-base", "me/mine"], "a repository of its own"),
@@ -457,7 +460,7 @@ def test_the_settings_on_the_card_are_a_recipe_that_makes_the_same(push: Push) -
     Path("chain.yaml").write_text(RECIPE.replace("seed: 7", "seed: 8"))
     assert push("runs/chain/dpo", "me/mine")[0] == 0
     text = card("dpo")
-    assert "makes something else now" in text
+    assert "The recipe's file makes something else now. The settings above" in text
     stages: dict[str, Any] = {}
     for block in fences(text, "yaml"):
         found = yaml.safe_load(block)
@@ -467,6 +470,21 @@ def test_the_settings_on_the_card_are_a_recipe_that_makes_the_same(push: Push) -
     assert {planned[name].artifact.path.resolve() for name in ("sft", "dpo")} == {
         Path(f"runs/chain/{name}").resolve() for name in ("sft", "dpo")
     }
+
+
+def test_a_card_without_its_recipe_has_the_reason(chain: Path) -> None:  # noqa: F811
+    (*_, step) = lineage.of(Path("runs/chain/dpo").resolve()).steps
+    Path("sub").mkdir()
+    moved = Path("chain.yaml").rename("sub/mine.yaml")
+    assert lineage.text(step) == "The recipe's file is not where it was run any more."
+    step.record["recipe_file"] = "sub/mine.yaml"
+    assert lineage.text(step) == (RECIPE, [])
+    for more, reason in (
+        ("launch: null\n", "says on which machines it runs"),
+        ("nothing: 1\n", "or something it names, is changed or gone"),
+    ):
+        moved.write_text(RECIPE + more)
+        assert reason in str(lineage.text(step))
 
 
 def test_data_that_changed_since_has_no_hash(push: Push) -> None:
@@ -500,3 +518,31 @@ def test_a_word_names_a_model_as_on_every_command(chain: Path) -> None:  # noqa:
     Path("runs/chain/report.json").write_text(json.dumps(report))
     with pytest.raises(RecipeError, match="has made no model yet"):
         named.place("chain", Path("runs"))
+
+
+def test_recipes_of_one_stem_are_told_apart_as_a_run_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in ("other.yaml", "mine/recipe.yaml", "mine/other.yaml", "new/recipe.yaml"):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text("stages: {}")
+    for run in ("other", "mine", "mine-other", "tiny-real-raw"):
+        stage = Path("runs", run, "sft")
+        stage.mkdir(parents=True)
+        (stage / "artifact.json").write_text("{}")
+        (stage / "stage.json").write_text('{"name": "sft", "makes": "Model"}')
+        report = {"comparisons": [], "stages": [{"name": "sft"}]}
+        (stage.parent / "report.json").write_text(json.dumps(report))
+    words = {"other": "other", "other.yaml": "other", "mine": "mine", "mine/recipe.yaml": "mine"}
+    words |= {"mine/other.yaml": "mine-other", "mine-other": "mine-other"}
+    words |= {"tiny-real/raw.yaml": "tiny-real-raw"}
+    for word, run in words.items():
+        assert named.place(word, Path("runs")) == f"runs/{run}/sft", word
+    for word in ("new", "new/recipe.yaml", "quickstart"):
+        with pytest.raises(RecipeError, match=f"has not been run here: align run {word}"):
+            named.place(word, Path("runs"))
+    Path("new/config.json").write_text("{}")
+    assert named.place("new", Path("runs")) == "new", "a folder with a model is that model"
+    Path("zephyr-7b").mkdir()
+    assert named.place("zephyr-7b", Path("runs")) == "zephyr-7b", "not the shipped recipe"

@@ -209,6 +209,7 @@ def test_a_record_says_what_was_asked_after_defaults_and_overrides(world: Path) 
     assert record["settings"]["batch_size"] == 8
     assert record["settings"]["trainer"] == {"learning_rate": 1e-5, "packing": False}
     assert record["use"] == "my/tune.py" and record["kind"] == "tune" and record["recipe"] == "r"
+    assert record["recipe_file"] == "r.yaml"
     assert json.loads(json.dumps(record)) == record
     rate = read().stages["rate"].record
     assert [reward["use"] for reward in rate["settings"]["rewards"]] == [

@@ -148,22 +148,21 @@ def on_hub(source: Entry) -> bool:
     return bool(source.get("revision")) and path.count("/") <= 1 and not records.is_path(path)
 
 
-def text(step: Step) -> tuple[str, list[str]] | None:
-    """The recipe's text and the overrides it was run with.
-
-    None where the file is not here any more, no longer makes this artifact, or names machines.
-    """
+def text(step: Step) -> tuple[str, list[str]] | str:
+    """The recipe's text and the overrides it was run with; else why the card cannot have them."""
     asked = step.record
-    for word in (asked["recipe"], f"{asked['recipe']}.yaml", step.path.parent / asked["recipe"]):
-        try:
-            path = shelf.recipe(word)
-            plan = recipe.read(path, asked.get("overrides", ()), step.path.parent)
-        except RecipeError:
-            continue
-        made = plan.stages.get(step.name)
-        if made is not None and made.artifact.key == step.path.name:
-            return plain.recipe(path.read_text(encoding="utf-8-sig"), plan.overrides)
-    return None
+    path = shelf.find(asked["recipe_file"]) if "recipe_file" in asked else None
+    if path is None:
+        return "The recipe's file is not where it was run any more."
+    try:
+        plan = recipe.read(path, asked["overrides"], step.path.parent)
+    except RecipeError:
+        return "The recipe's file, or something it names, is changed or gone."
+    made = plan.stages.get(step.name)
+    if made is None or made.artifact.key != step.path.name:
+        return "The recipe's file makes something else now."
+    shown = plain.recipe(path.read_text(encoding="utf-8-sig"), plan.overrides)
+    return shown or "The recipe's file says on which machines it runs."
 
 
 def _data(step: Step) -> Iterator[Data]:

@@ -106,11 +106,10 @@ def _settings(step: Step) -> str:
 
 def _recipe(step: Step) -> str:
     found = lineage.text(step)
-    if found is None:
+    if isinstance(found, str):
         return (
-            "The recipe's file is not beside the store any more, makes something else now, or says "
-            "on which machines it runs. The settings above, one block under the other below "
-            "`stages:`, are a recipe that makes the same."
+            f"{found} The settings above, one block under the other below `stages:`, are a recipe "
+            "that makes the same."
         )
     text, overrides = found
     sets = [word for setting in overrides for word in ("--set", setting)]
