@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import unicodedata
+
+import xxhash
 
 from align.curation.rules import Row, rewritten
 
@@ -26,15 +27,21 @@ def content(row: Row) -> int:
 
     Two of a million rows that differ have the same in one of 37 million data sets.
     """
-    says = {key: row[key] for key in SAYS if key in row}
-    return number(dumps(rewritten(says, _normal)))
+    texts: list[str] = []
+
+    def taken(text: str) -> str:
+        texts.append(_normal(text))
+        return ""
+
+    says = rewritten({key: row[key] for key in SAYS if key in row}, taken)
+    return number("\n".join([dumps(says), *texts]))  # no text has a line end any more
 
 
 def holds(row: Row) -> tuple[int, str]:
     """64 bits of all its columns but the names of itself and its source; and all as JSON."""
     columns = dumps({key: value for key, value in row.items() if key not in NAMES})
-    names = dumps({key: row[key] for key in NAMES if key in row})
-    return number(columns), f"{names[:-1]}, {columns[1:]}"
+    names = "".join(f'"{key}": {dumps(row[key])}, ' for key in NAMES)
+    return number(columns), f"{{{names}{columns[1:]}"
 
 
 def tools(row: Row) -> int:
@@ -54,8 +61,7 @@ def score(row: Row) -> float:
 
 def number(text: str) -> int:
     """64 bits of a text's hash."""
-    data = text.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
 
 
 def _normal(text: str) -> str:

@@ -44,8 +44,10 @@ _RESERVED = re.compile(
 
 def emails(text: str, known: int) -> Iterator[Found]:
     """E-mail addresses, also with [at] and (dot); not those at domains that belong to nobody."""
-    if "@" not in text and "at)" not in (low := text.lower()) and "at]" not in low:
-        return
+    if "@" not in text:
+        low = text.lower() if ")" in text or "]" in text else ""
+        if "at)" not in low and "at]" not in low:
+            return
     for match in _EMAIL.finditer(text):
         domain = re.sub(r"\s?[\[(]dot[\])]\s?", ".", match[3].lower())
         if not _RESERVED.fullmatch(domain) and match[1] != "git":  # git@github.com:owner/name
