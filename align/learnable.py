@@ -89,6 +89,8 @@ class Learnable:
     """Of the counts: "eval." for held-out rows."""
     pairs: bool = False
     """No answer is learnt as it is: two are compared."""
+    whole: bool = False
+    """Every token is learnt, those of the prompts too."""
 
     rows: int = 0
     _begins: bool | None = None
@@ -242,7 +244,7 @@ class Learnable:
 
     def _found(self) -> Iterator[str]:
         answers, begin = self._counted("answers.learnt"), self.tokenizer.bos_token
-        learnt, what = "learnt", "nothing of the prompts"
+        learnt, what = "learnt", "and the prompts" if self.whole else "nothing of the prompts"
         if self.prefix or self.pairs:
             learnt, what = "read", "and not learnt" if self.prefix else "and compared in pairs"
         yield f"{answers:,} answers are {learnt}, each with the end of its turn, {what}."
@@ -254,9 +256,9 @@ class Learnable:
                 "template does not write it. Nor will it when the model generates."
             )
         if calls := self._counted("tool_calls.learnt"):
-            results = self._counted("tool_results")
-            of = f", {results:,} results of tools are not" if learnt == "learnt" else " in them"
-            yield f"{calls:,} calls of tools are {learnt}{of}."
+            results = f"{self._counted('tool_results'):,} results of tools"
+            of = f", {results} are {'too' if self.whole else 'not'}" if learnt == "learnt" else ""
+            yield f"{calls:,} calls of tools are {learnt}{of or ' in them'}."
         if lost := self._counted("answers.thoughts_not_written"):
             yield (
                 f"{lost:,} answers are {learnt} WITHOUT what was thought before them "
@@ -288,14 +290,20 @@ class Learnable:
 
 
 def conversations(
-    rows: Iterable[Row], tokenizer: Any, limit: int, out: Out, prefix: str, too_long: TooLong
+    rows: Iterable[Row],
+    tokenizer: Any,
+    limit: int,
+    out: Out,
+    prefix: str,
+    too_long: TooLong,
+    whole: bool = False,
 ) -> Iterator[Encoded]:
     """Every conversation that can be learnt from, as tokens: see `Learnable`.
 
     Raises:
         StageFailed: there are rows and none is left, or see `Learnable`.
     """
-    learnable = Learnable(tokenizer, limit, too_long, out, prefix)
+    learnable = Learnable(tokenizer, limit, too_long, out, prefix, whole=whole)
     kept = 0
     rows, dialogs, tools = tee(rows, 3)
     encoded = chat.encode(

@@ -378,6 +378,9 @@ def _wrong(name: str, node: Node, type_: Type, found: list[Any]) -> tuple[str, s
         fact = fact[:1].lower() + fact[1:]
         return value.place, label, f"{fact}, not {show(value.value)}."
     hint = nearest(value.value, type_.words) if isinstance(value.value, str) else ""
+    if value.value is True and "dict" in type_.kinds:
+        key = label.split(".")[-1]
+        hint = f' For its defaults write "{key}: {{}}".'
     return value.place, label, f"must be {type_}, not {show(value.value)}.{hint}"
 
 

@@ -210,7 +210,7 @@ class _Reading:
         assert isinstance(self.root.value, dict)
         for key, node in self.root.value.items():
             if key not in KEYS:
-                message = f'"{key}" is no key of a recipe.{nearest(key, KEYS)}'
+                message = f'"{key}" is no key of a recipe.{self._meant(key, node)}'
                 self.reader.problem(node.key, (), message)
         self._seed()
         blocks = self._blocks()
@@ -393,6 +393,15 @@ class _Reading:
                     self.reader.unchecked(path, fact)
                 ahead.problems.clear()
         return found
+
+    def _meant(self, key: str, node: Node) -> str:
+        """What a word that is no key of a recipe may have been meant for."""
+        stages = self.root.get("stages")
+        if stages is not None and isinstance(stages.value, dict) and key in stages.value:
+            return f' Did you mean "stages.{key}"?'
+        if node.get("use") is not None:
+            return ' Stages stand under "stages:".'
+        return nearest(key, KEYS)
 
     def _hangs(self, node: Node) -> bool:
         """Whether a value in a block hangs on a variable that is not set: its file is not there."""

@@ -226,9 +226,12 @@ def overlay(under: Node | None, over: Node) -> Node:
 
 
 def override(root: Node, setting: str, problems: list[Problem]) -> Node:
-    """The tree with one `--set a.b.c=VALUE` applied; VALUE is YAML, a number selects in a list."""
+    """The tree with one `--set a.b.c=VALUE` applied; VALUE is YAML.
+
+    A number selects in a list: `a.0.b`, or `a[0].b`.
+    """
     path, separator, text = setting.partition("=")
-    keys = path.strip().split(".")
+    keys = re.sub(r"\[([0-9]+)\]", r".\1", path.strip()).split(".")
     place = f"--set {path.strip()}"
     if not separator or not all(keys):
         problems.append(Problem(f"--set {setting}", "", "Write it as --set a.b.c=VALUE."))

@@ -92,6 +92,10 @@ def test_calls_of_tools_are_learnt_and_their_results_are_not(
     assert "tool\n77<|im_end|>" in text and "⟦So 77.<|im_end|>⟧" in text
     assert "1 calls of tools are learnt, 1 results of tools are not." in capsys.readouterr().err
     rows = [{"id": "row", "messages": dialog}]
+    assert list(conversations(rows, tokenizer, 999, out, "", "drop", whole=True))
+    told = capsys.readouterr().err
+    assert "answers are learnt, each with the end of its turn, and the prompts. " in told
+    assert "2 calls of tools are learnt, 2 results of tools are too." in told
     assert list(conversations(rows, tokenizer, 999, out, "eval.", "drop"))
     said = "eval_data: 2 answers are read, each with the end of its turn, and not learnt. "
     assert f"{said}1 calls of tools are read in them." in capsys.readouterr().err

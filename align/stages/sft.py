@@ -108,10 +108,11 @@ class Sft(Stage):
     ) -> Iterator[dict[str, list[int]]]:
         """Token ids and labels (-100: not learnt) of every conversation that fits."""
         rows = data.mix(list(sources), Conversations, self.seed, out)
-        if self.train_on == "all":
+        whole = self.train_on == "all"
+        if whole:
             rows = map(_learnt_whole, rows)
-        for tokens in conversations(rows, tokenizer, limit, out, prefix, self.too_long):
-            learnt = tokens.labels if self.train_on == "assistant" else tokens.ids
+        for tokens in conversations(rows, tokenizer, limit, out, prefix, self.too_long, whole):
+            learnt = tokens.ids if whole else tokens.labels
             out.count(f"{prefix}rows")
             out.count(f"{prefix}tokens", len(tokens.ids))
             out.count(f"{prefix}tokens.learnt", sum(label != -100 for label in learnt))
