@@ -106,16 +106,28 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: times in ISO's form, and of other types their text."""
+    """A value as JSON has it: times in ISO's form, and of other types their text.
+
+    Arrow gives every tool the arguments of all others, as nulls: those of tools are left out.
+    """
     if value is None or isinstance(value, (str, int, float)):
         return value
     if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
+        tools = ("tools", "tool_calls")
+        return {
+            key: plain(_without_nulls(one) if key in tools else one) for key, one in value.items()
+        }
     if isinstance(value, list):
         return [plain(one) for one in value]
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
     return str(value)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return list(map(_without_nulls, value)) if isinstance(value, list) else value
 
 
 def _text(path: Path, suffix: str, broken: Broken | None) -> Iterator[Row]:
