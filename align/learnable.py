@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, tee
 from typing import Any, Literal, TypeVar
 
-from align import chat
+from align import chat, leftout
 from align.chat import CONTENT, END, Encoded, Refused
 from align.errors import StageFailed
 from align.out import Out
-from align.rendering import THOUGHTS, unwritten
+from align.rendering import SYSTEM, THOUGHTS, unwritten
 from align.settings import Dialog
 from align.tokenizing import template_hash
 
@@ -31,9 +32,6 @@ TooLong = Literal["drop", "turns", "stop"]
 """A stage's `too_long:`, for rows of more tokens than `trainer.max_length` or the model's context:
 `drop` leaves them out, `turns` leaves out their oldest questions with the answers, and `stop` stops
 the stage before it trains. Whatever is left out is counted; no answer is cut."""
-
-LOUD = 0.01
-"""The share of rows that are too long, from which on a stage says it."""
 
 READ = 256
 """So many rows are decoded and compared with their messages; the other checks are of all rows."""
@@ -56,11 +54,11 @@ Made = TypeVar("Made")
 def shorter(dialog: Dialog) -> Iterator[Dialog]:
     """A dialog without its oldest exchange, without its two oldest, … down to its last one.
 
-    An exchange is what a user asks and all that follows, calls and results of tools too. The
-    system prompt stays, and so does a first exchange that is only read (weight 0): that of `ghost`
-    has the instruction which all the others follow.
+    An exchange is what a user asks and all that follows, calls and results of tools too. System
+    prompts stay, wherever they are, and so does a first exchange that is only read (weight 0): that
+    of `ghost` has the instruction which all the others follow.
     """
-    head = next((i for i, m in enumerate(dialog) if m["role"] != "system"), len(dialog))
+    head = next((i for i, m in enumerate(dialog) if m["role"] not in SYSTEM), len(dialog))
     starts = [
         i
         for i in range(head + 1, len(dialog))
@@ -70,7 +68,8 @@ def shorter(dialog: Dialog) -> Iterator[Dialog]:
     if first and all(message.get("weight") == 0 for message in first):
         head = starts.pop(0)
     for i in starts:
-        yield dialog[:head] + dialog[i:]
+        later = [message for message in dialog[head:i] if message["role"] in SYSTEM]
+        yield dialog[:head] + later + dialog[i:]
 
 
 @dataclass
@@ -93,7 +92,11 @@ class Learnable:
     """Every token is learnt, those of the prompts too."""
 
     rows: int = 0
+    _left: Counter[str] = field(default_factory=Counter)
+    """How many are left out, by reason: `out` counts those that are not even read, too."""
     _begins: bool | None = None
+    _most: int = 0
+    """How often the template writes the begin-of-text token in one row, at most."""
     _faults: dict[str, tuple[str, int]] = field(default_factory=dict)
     """By kind: the first, and how many more there are."""
 
@@ -128,7 +131,7 @@ class Learnable:
                 self._fault("too_long", f"Row {row['id']} has {what}.")
                 return None
             if self.too_long == "turns":
-                ends = [end for end in shorter(dialog) if "prompt" in row or _teaches(end)]
+                ends = [end for end in shorter(dialog) if self.pairs or _teaches(end)]
                 at = bisect_left(ends, True, key=lambda end: size(encode(end)) <= self.limit)
                 if at < len(ends):
                     left = {"messages_left_out": len(dialog) - len(ends[at])}
@@ -136,11 +139,11 @@ class Learnable:
                     return encode(ends[at])
         except Refused as refusal:
             if refusal.drop:
-                self._count(f"dropped.{refusal.drop}", example={"id": row["id"]})
+                self.drop(refusal.drop, {"id": row["id"]})
             else:
                 self._fault("refused", f"Row {row['id']}: {refusal}")
             return None
-        self._count("dropped.too_long", example=example)
+        self.drop("too_long", example)
         return None
 
     def check(self, row: Row, before: Dialog, said: Dialog, encoded: Encoded) -> bool:
@@ -155,9 +158,9 @@ class Learnable:
         answers = [message for message in said if chat.learnt(message)]
         turns = list(_turns(encoded))
         if not turns:
-            self._count("dropped.nothing_to_learn", example={"id": row["id"]})
+            self.drop("nothing_to_learn", {"id": row["id"]})
             return False
-        self._begin(row, encoded.ids)
+        self._begin(row, [*before, *said], encoded.ids)
         if len(turns) != len(answers) or not all(end for _, _, end in turns):
             ends = sum(bool(end) for _, _, end in turns)
             fact = f"{len(answers)} answers, and {ends} ends of answers in the loss."
@@ -175,7 +178,7 @@ class Learnable:
         self._count("answers.learnt", len(answers))
         self._count("tool_calls.learnt", sum(len(m.get("tool_calls") or ()) for m in answers))
         self._count("tool_results", sum(m["role"] in ("tool", "ipython") for m in dialog))
-        self._count("system_prompts", int(dialog[0]["role"] == "system"))
+        self._count("system_prompts", int(dialog[0]["role"] in SYSTEM))
         if any(self._markers.search(str(message.get("content"))) for message in dialog):
             self._count("markers_in_text", example={"id": row["id"]})
 
@@ -188,38 +191,39 @@ class Learnable:
         for fault, (first, more) in self._faults.items():
             others = f" So it is with {more:,} more." if more else ""
             raise StageFailed(f"{first}{others}{_REMEDIES.get(fault, '')}")
-        long = self.long()
-        if long > LOUD * self.rows:
-            shortened = self.too_long == "turns"
-            what = ", without their older turns, too" if shortened else ""
-            remedy = "" if shortened else ", or leave out old turns: `too_long: turns`"
-            self.out.say(
-                f"{self.name()}: {long:,} of {self.rows:,} rows ({long / self.rows:.1%}) are LEFT "
-                f"OUT: they are longer than {self.limit:,} tokens{what}. Raise trainer.max_length "
-                f"as far as the model's context allows{remedy}."
-            )
+        noun = "pairs" if self.pairs else "rows"
+        for sentence in leftout.said(self._left, self.rows, noun, self._too_long()):
+            self.out.say(f"{self.name()}: {sentence}")
         if self._counted("answers.learnt"):
             self.out.say(f"{self.name()}: {' '.join(self._found())}")
 
-    def long(self) -> int:
-        """How many are left out because they are too long."""
-        return self._counted("dropped.too_long")
+    def drop(self, reason: str, example: Row) -> None:
+        """Count what is left out."""
+        self._left[reason] += 1
+        self._count(f"dropped.{reason}", example=example)
 
     def left_out(self) -> str:
         """What is left out, by reason: `too long: 3, nothing to learn: 1`."""
-        start = f"{self.prefix}dropped."
-        found = {
-            k.removeprefix(start): v["n"] for k, v in self.out.counts.items() if k.startswith(start)
-        }
-        return ", ".join(f"{why.replace('_', ' ')}: {n:,}" for why, n in found.items())
+        return leftout.by_reason(self._left)
 
     def name(self) -> str:
         """The stage's key for the rows."""
         return "eval_data" if self.prefix else "data"
 
-    def _begin(self, row: Row, ids: list[int]) -> None:
+    def _too_long(self) -> tuple[str, str]:
+        """The fact and the remedy, as the stage's settings are."""
+        fact = f"they are longer than {self.limit:,} tokens"
+        remedy = "Raise trainer.max_length as far as the model's context allows"
+        if self.too_long == "turns":
+            return f"{fact}, without their older turns, too", f"{remedy}."
+        return fact, f"{remedy}, or leave out old turns: `too_long: turns`."
+
+    def _begin(self, row: Row, dialog: Dialog, ids: list[int]) -> None:
         """See that all rows begin alike: with the begin-of-text token (once: chat.py), or not."""
         begins = ids[:1] == [self.tokenizer.bos_token_id]
+        if begins and (times := ids.count(ids[0])) > self._most:
+            in_it = str([dialog, row.get("tools")]).count(self.tokenizer.bos_token)
+            self._most = max(self._most, times - in_it)
         if self._begins is None:
             self._begins = begins
         if begins != self._begins:
@@ -249,7 +253,8 @@ class Learnable:
             learnt, what = "read", "and not learnt" if self.prefix else "and compared in pairs"
         yield f"{answers:,} answers are {learnt}, each with the end of its turn, {what}."
         if self._begins:
-            yield f"Every row begins with {begin} once."
+            more = f", and the chat template writes it up to {self._most} times in one."
+            yield f"Every row begins with {begin}{' once.' if self._most < 2 else more}"
         elif self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id]:
             yield (
                 f"No row begins with {begin}, as every text does for this tokenizer: the chat "
@@ -327,11 +332,8 @@ def conversations(
     if learnable.rows and not kept:
         raise StageFailed(
             f"Of {learnable.rows:,} rows of `{learnable.name()}:` none can be learnt from "
-            f"({learnable.left_out()}). Look at them: align view RECIPE --text STAGE."
+            f"({learnable.left_out()}). {leftout.LOOK}"
         )
-    if lost := learnable.rows - kept:
-        what = f"{lost:,} of {learnable.rows:,} rows are left out"
-        out.say(f"{learnable.name()}: {what} ({learnable.left_out()}).")
 
 
 def _teaches(dialog: Dialog) -> bool:

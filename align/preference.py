@@ -104,11 +104,6 @@ def pairs(
             "fit). Raise trainer.max_length as far as the model's context allows where they are "
             "too long, or look at the data."
         )
-    if unfit := learnable.rows - kept - learnable.long():
-        out.say(
-            f"{learnable.name()}: {unfit:,} of {learnable.rows:,} pairs are left out that are not "
-            f"too long. All by reason: {learnable.left_out()}."
-        )
 
 
 def _pair(row: Row, answers: tuple[Dialog, Dialog], learnable: Learnable) -> Row | None:
@@ -127,8 +122,7 @@ def _pair(row: Row, answers: tuple[Dialog, Dialog], learnable: Learnable) -> Row
     prompt, (ids, again), (chosen, rejected) = made
     differ, equal = ids != again, chosen.ids == rejected.ids  # a template may look ahead
     if differ or equal:
-        reason = "prompts_differ" if differ else "equal_answers"
-        learnable.out.count(f"{learnable.prefix}dropped.{reason}", example={"id": row["id"]})
+        learnable.drop("prompts_differ" if differ else "equal_answers", {"id": row["id"]})
         return None
     for said, encoded in zip(answers, (chosen, rejected), strict=True):
         whole = Encoded(ids + encoded.ids, [CONTEXT] * len(ids) + encoded.kinds)

@@ -79,6 +79,21 @@ def test_what_is_learnt_of_a_row_is_said_before_the_model_is_loaded(
     assert out.counts["markers_in_text"]["examples"] == [{"id": "row1"}]
 
 
+def test_how_often_begin_of_text_stands_in_a_row_is_said(
+    tokenizer: Any, out: Out, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What people wrote is not counted."""
+    own = tokenizer.chat_template
+    learn([[ask("<s> a <s>"), say("b")]], tokenizer, out)
+    assert "Every row begins with <s> once. " in capsys.readouterr().err
+    tokenizer.chat_template = own.replace("{{ bos_token }}", "").replace(
+        "<|{{", "{{ bos_token if m.role in ('user', 'system') }}<|{{", 1
+    )
+    learn([[ask("<s> a"), say("b")], LONG], tokenizer, Out(out.path, out.path))
+    told = "Every row begins with <s>, and the chat template writes it up to 4 times in one. "
+    assert told in capsys.readouterr().err
+
+
 def test_calls_of_tools_are_learnt_and_their_results_are_not(
     tokenizer: Any, out: Out, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +233,11 @@ def test_the_oldest_exchanges_are_left_out_and_the_system_prompt_stays() -> None
     assert list(shorter(used)) == [used[4:]], "a call stays with its result, two questions together"
     assert list(shorter([say("Hello!"), *used])) == [used, used[4:]]
     assert list(shorter(LONG[:3])) == list(shorter([ask("a")])) == []
+    developer = {"role": "developer", "content": "Speak French."}
+    both = [SYSTEM, developer]
+    assert list(shorter([*both, *LONG[1:]])) == [[*both, *LONG[3:]], [*both, *LONG[5:]]]
+    amid = [ask("a"), say("b"), developer, ask("c"), say("d")]
+    assert list(shorter(amid)) == [amid[2:]]
 
 
 def test_an_instruction_that_only_the_first_turn_has_stays(tokenizer: Any, out: Out) -> None:
@@ -273,7 +293,12 @@ def test_why_rows_are_left_out_is_said(
     dialogs = [[ask("Hi"), say("no")], [ask("Hi")], [ask("Hi"), say("Yes.")]]
     assert len(learn(dialogs, tokenizer, out)) == 1
     why = "answer begins inside a token: 1, nothing to learn: 1"
-    assert f"data: 2 of 3 rows are left out ({why})." in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    loud = "data: 1 of 3 rows (33.3%) are LEFT OUT: "
+    assert f"{loud}an answer begins inside a token. Let the chat template write no space" in shown
+    assert f"{loud}nothing in them is learnt. Look at them" in shown
+    assert len(learn([*dialogs, *dialogs[2:] * 100], tokenizer, Out(out.path, out.path))) == 101
+    assert f"data: 2 of 103 rows are left out ({why})." in capsys.readouterr().err
     with pytest.raises(StageFailed, match=f"^Of 2 rows of `data:` none .*{why}"):
         learn(dialogs[:2], tokenizer, Out(out.path, out.path))
 
@@ -293,7 +318,7 @@ def test_a_long_row_loses_its_oldest_turns_or_is_dropped_or_stops_the_stage(
     assert "Of 1 long rows the oldest turns are left out." in capsys.readouterr().err
     [text] = learn([LONG], tokenizer, out, limit=one, too_long="turns")
     assert text.endswith("<|assistant|>⟦3<|end|>⟧\n") and "Two?" not in text
-    with pytest.raises(StageFailed, match="none can be learnt from .too long: 2"):
+    with pytest.raises(StageFailed, match="none can be learnt from .too long: 1"):
         learn([LONG], tokenizer, out, limit=one - 1, too_long="turns")
     shown = capsys.readouterr().err
     assert f"longer than {one - 1} tokens, without their older turns, too. Raise" in shown
@@ -340,14 +365,14 @@ def test_what_becomes_of_a_pair_is_said_once(
     long = {**row, "chosen": [say("y" * 99)]}
     assert len(list(pairs([row, long], tokenizer, 60, out))) == 1
     shown = capsys.readouterr().err
-    assert "data: 1 of 2 rows (50.0%) are LEFT OUT" in shown and "1 of 2 pairs" not in shown
+    assert "data: 1 of 2 pairs (50.0%) are LEFT OUT" in shown and shown.count("1 of 2") == 1
     unlearnt = {**row, "rejected": [{**say("n"), "weight": 0}]}
     rows = [row, unlearnt, {**row, "rejected": [say("y")]}]
     again = Out(out.path, out.path)
     assert len(list(pairs(rows, tokenizer, 60, again))) == 1
     shown = capsys.readouterr().err
-    why = "nothing to learn: 1, equal answers: 1"
-    assert f"data: 2 of 3 pairs are left out that are not too long. All by reason: {why}" in shown
+    for why in ("nothing in them is learnt", "both answers are equal"):
+        assert shown.count(f"data: 1 of 3 pairs (33.3%) are LEFT OUT: {why}. Look") == 1
     assert again.counts["dropped.nothing_to_learn"]["n"] == 1
     assert again.counts["dropped.equal_answers"]["n"] == 1
 
