@@ -21,7 +21,7 @@ from itertools import islice
 from typing import Any
 
 from align.errors import StageFailed
-from align.rendering import NO_TEMPLATE, TODAY, Refused, dated, render
+from align.rendering import NO_TEMPLATE, TODAY, Refused, dated, missing, render, uncalled
 from align.settings import Dialog, Message
 
 __all__ = [
@@ -155,7 +155,7 @@ def says(tokenizer: Any, message: Message, ids: list[int], tools: Any = None) ->
     if isinstance(content := message.get("content"), str):  # a tokenizer may change letters
         again = tokenizer(content, add_special_tokens=False, verbose=False).input_ids
         message = {**message, "content": tokenizer.decode(again)}
-    return _missing(_known(tokenizer, tools), message, tokenizer.decode(ids)) is None
+    return missing(message, tokenizer.decode(ids), _known(tokenizer, tools).head) is None
 
 
 def end_of_turn(tokenizer: Any) -> int:
@@ -190,9 +190,13 @@ def _spans(
     known = _known(tokenizer, tools)
     end = known.end
     text = render(tokenizer, messages, tools=tools)
+    if _begins(tokenizer, text) - _begins(tokenizer, str(messages[0].get("content"))) > 1:
+        raise _refused(tokenizer, "it writes the begin-of-text token twice")
     turns = []
     for i, message in enumerate(messages):
         if i < first or not learnt(message):
+            if lost := uncalled(message, text):
+                raise _refused(tokenizer, f"it does not write {lost}")
             continue
         before = render(tokenizer, messages[:i], prompt=True, tools=tools)
         is_last = i + 1 == len(messages)
@@ -202,8 +206,8 @@ def _spans(
         final = after.rfind(end, len(before))
         if final < 0:
             raise _refused(tokenizer, f'"{end}" does not end every turn of the assistant')
-        if missing := _missing(known, message, after[len(before) : final], whole):
-            raise _refused(tokenizer, f"it does not write {missing}")
+        if lost := missing(message, after[len(before) : final], known.head, whole):
+            raise _refused(tokenizer, f"it does not write {lost}")
         stop = final + len(end)
         if not text.startswith(after[:stop]):
             ends = text.startswith(after[:final])
@@ -214,33 +218,12 @@ def _spans(
     return text, turns
 
 
-def _missing(known: _Turns, message: Message, written: str, whole: bool = True) -> str | None:
-    """What of a turn is not as the message has it in what a template writes; None: all of it is.
-
-    Its content must be there, all of it and nothing else. Spaces around it may come and go, and
-    the tags of what was thought. A turn with more keys (thoughts) must end with its content, one
-    that need not be `whole` must end as it does, and one with calls must have their names, too.
-    """
-    for call in message.get("tool_calls") or ():
-        if str(call.get("function", call)["name"]) not in written:
-            return "the tools that the assistant calls"
-    content = message.get("content")
-    if not isinstance(content, str):
-        return None
-    said, meant = _bare(written), _bare(content)
-    if message.get("tool_calls"):
-        return None if meant in said else "what the assistant says beside its calls"
-    more = set(message) - {"role", "content", "weight"}
-    after = said.removeprefix(_bare(known.head)).strip()
-    if meant in (said, after) or (more and said.endswith(meant)):
-        return None
-    if not whole and said and meant.endswith(said[-20:]):
-        return None
-    return "what the assistant says as it is"
-
-
-def _bare(text: str) -> str:
-    return re.sub(r"\s*</?think>\s*", "", text).strip()
+def _begins(tokenizer: Any, text: str) -> int:
+    """How often a text begins with the begin-of-text token, whatever spaces are between."""
+    token, found = tokenizer.bos_token, 0
+    while token and (text := text.lstrip()).startswith(token):
+        text, found = text.removeprefix(token), found + 1
+    return found
 
 
 def _known(tokenizer: Any, tools: Any) -> _Turns:
@@ -326,8 +309,6 @@ def _encode(tokenizer: Any, text: str, turns: list[Turn]) -> Encoded:
 def _encoded(tokenizer: Any, pieces: list[Piece], encodings: list[Any]) -> Encoded:
     """From places in the text to places in the tokens."""
     ids = [i for encoding in encodings for i in encoding.ids]
-    if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
-        raise _refused(tokenizer, "it writes the begin-of-text token twice")
     kinds: list[int] = []
     for (_, turns), encoding in zip(pieces, encodings, strict=True):
         kinds += _kinds(tokenizer, encoding, turns)

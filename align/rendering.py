@@ -38,6 +38,9 @@ NO_TEMPLATE = (
     "Name one: base: {{chat_template: chatml}}, or a jinja file."
 )
 
+SYSTEM = ("system", "developer")
+"""The roles of a system prompt; gpt-oss has both."""
+
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """A message's keys for what was thought before it is said; few templates write them."""
 
@@ -69,7 +72,7 @@ def render(tokenizer: Any, messages: Dialog, *, prompt: bool = False, tools: Any
             tokenize=False,
             chat_template=template,
         )
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+    except (jinja2.TemplateError, *_FAILURES) as error:
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise Refused(
             f"The chat template of {tokenizer.name_or_path} refuses a dialog of {roles}: {error}. "
@@ -81,6 +84,10 @@ def render(tokenizer: Any, messages: Dialog, *, prompt: bool = False, tools: Any
             f"The chat template of {tokenizer.name_or_path} {_about(messages[lost], lost)}"
         )
     return text
+
+
+_FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+"""A template is a program: what comes of its filters and methods where a row is odd."""
 
 
 def _chosen(tokenizer: Any, tools: Any) -> str:
@@ -107,7 +114,7 @@ def _lost(messages: Dialog, text: str) -> int | None:
         if not isinstance(said, str):
             continue
         said = (said.rpartition("</think>")[2] if role == "assistant" else said).strip()
-        if role in ("system", "developer"):
+        if role in SYSTEM:
             if said not in text:
                 return i
             continue
@@ -138,6 +145,68 @@ def _about(message: Message, place: int) -> str:
     fact = f"leaves out or changes message {place + 1}, of the role {role}"
     remedy = "" if role == "user" else ", or give the message the role user"
     return f"{fact}. Name one that writes it as it is: {other}{remedy}."
+
+
+def missing(message: Message, written: str, head: str, whole: bool = True) -> str | None:
+    """What of a turn is not as the message has it in what a template writes; None: all of it is.
+
+    Its content must be there, all of it and nothing else. Spaces around it may come and go, and
+    the tags of what was thought. A turn with more keys (thoughts) must end with its content, one
+    that need not be `whole` must end as it does, and one with calls must have them, too. `head` is
+    what the template writes after the generation prompt.
+    """
+    if lost := uncalled(message, written):
+        return lost
+    content = message.get("content")
+    if not isinstance(content, str):
+        return None
+    said, meant = _bare(written), _bare(content)
+    if message.get("tool_calls"):
+        return None if meant in said else "what the assistant says beside its calls"
+    more = set(message) - {"role", "content", "weight"}
+    after = said.removeprefix(_bare(head)).strip()
+    if meant in (said, after) or (more and said.endswith(meant)):
+        return None
+    if not whole and said and meant.endswith(said[-20:]):
+        return None
+    return "what the assistant says as it is"
+
+
+def uncalled(message: Message, written: str) -> str | None:
+    """What of a message's calls of tools a template does not write; None: it has all of them.
+
+    The names must be there, and of the arguments every word of ASCII: templates write these as
+    JSON, as Python or with tags.
+
+    Raises:
+        Refused: they are no calls.
+    """
+    try:
+        calls = [call.get("function", call) for call in message.get("tool_calls") or ()]
+        names = [str(call["name"]) for call in calls]
+        words = {word for call in calls for word in _words(call.get("arguments"))}
+    except (AttributeError, KeyError, TypeError):
+        raise Refused(
+            f"A message's `tool_calls` are {message['tool_calls']!r:.80}, and should be a list of "
+            '{"function": {"name": "add", "arguments": {"a": 1}}}. Correct those rows.'
+        ) from None
+    if not all(name in written for name in names):
+        return "the tools that the assistant calls"
+    written = written.lower()
+    return None if all(word in written for word in words) else "the arguments of a tool's call"
+
+
+def _words(value: Any) -> list[str]:
+    """The words of ASCII in a value of JSON."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        return [word for each in value for word in _words(each)]
+    return [] if value is None else re.findall("[a-z0-9]+", str(value).lower())
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"\s*</?think>\s*", "", text).strip()
 
 
 def unwritten(tokenizer: Any, messages: Dialog, first: int, tools: Any = None) -> int:

@@ -56,6 +56,18 @@ def test_begin_of_text_stands_once(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
     with pytest.raises(StageFailed, match="begin-of-text token twice"):
         chat.encode_one(tokenizer, TWO)
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ bos", "\n {{ bos", 1)
+    tokenizer.chat_template = tokenizer.chat_template.replace("}}{{ bos", "}}\n{{ bos", 1)
+    with pytest.raises(StageFailed, match="begin-of-text token twice"):
+        chat.encode_one(tokenizer, TWO)
+
+
+def test_begin_of_text_that_somebody_wrote_is_no_fault_of_the_template(tokenizer: Any) -> None:
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"
+    )
+    wrote = {"role": "user", "content": "<s> is a token. What is 2+2?"}
+    assert chat.encode_one(tokenizer, [wrote, SAY]).ids.count(tokenizer.bos_token_id) == 2
 
 
 def test_what_comes_before_an_answer_is_the_prompt_of_generation(tokenizer: Any) -> None:
@@ -195,16 +207,46 @@ def test_what_is_said_beside_a_call_is_not_lost(tokenizer: Any) -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     both = {"role": "assistant", "content": "I add.", "tool_calls": [call]}
     template = tokenizer.chat_template
-    writes = "m['tool_calls'][0].function.name ~ {} if m['tool_calls'] else m['content']"
+    writes = (
+        "m['tool_calls'][0].function.name ~ m['tool_calls'][0].function.arguments.a ~ {} "
+        "if m['tool_calls'] else m['content']"
+    )
     tokenizer.chat_template = template.replace("m['content']", writes.format("m['content']"))
-    assert said(tokenizer, chat.encode_one(tokenizer, [ASK, both])) == ["addI add.<|end|>"]
+    assert said(tokenizer, chat.encode_one(tokenizer, [ASK, both])) == ["add1I add.<|end|>"]
     tokenizer.chat_template = template.replace("m['content']", writes.format("''"))
     with pytest.raises(chat.Refused, match="says beside its calls .* or leave that text out"):
         chat.encode_one(tokenizer, [ASK, both])
     assert chat.encode_one(tokenizer, [ASK, {**both, "content": None}])
 
 
-@pytest.mark.parametrize("fault", ["m['content'].index('no')", "1 / 0", "'%d' % 'x'"])
+@pytest.mark.parametrize("tool_calls", ['[{"name": "add"}]', [{"function": {}}], ["add"], 7])
+def test_calls_that_are_none_are_a_sentence(tokenizer: Any, tool_calls: Any) -> None:
+    odd = {"role": "assistant", "content": "4", "tool_calls": tool_calls}
+    for messages in ([ASK, odd], [ASK, {**odd, "weight": 0}, *TWO]):
+        with pytest.raises(chat.Refused, match="A message's `tool_calls` are .*should be a list"):
+            chat.encode_one(tokenizer, messages)
+
+
+def test_no_call_and_no_argument_is_left_out_in_silence(tokenizer: Any) -> None:
+    """Neither of what is learnt nor of what is only read."""
+    arguments = {"say": 'a "big"\nthing', "n": [1.5, True, None], "ä": "é"}
+    call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
+    asked = {"role": "assistant", "tool_calls": [call]}
+    own = tokenizer.chat_template
+    writes = "{% for c in m.tool_calls %}{{ c.function.WHAT }}{% endfor %}{{ m['content'] }}"
+    for what in ("name ~ c.function.arguments", "name ~ (c.function.arguments | tojson | tojson)"):
+        tokenizer.chat_template = own.replace("{{ m['content'] }}", writes.replace("WHAT", what))
+        assert chat.encode_one(tokenizer, [ASK, asked, SAY])
+    for what, lost in (("name", "arguments of a tool's call"), ("arguments", "the tools that the")):
+        tokenizer.chat_template = own.replace("{{ m['content'] }}", writes.replace("WHAT", what))
+        for messages in ([ASK, asked, SAY], [ASK, {**asked, "weight": 0}, SAY]):
+            with pytest.raises(chat.Refused, match=f"it does not write the {lost}|{lost}"):
+                chat.encode_one(tokenizer, messages)
+
+
+@pytest.mark.parametrize(
+    "fault", ["m['content'].index('no')", "1 / 0", "'%d' % 'x'", "'text' | dictsort"]
+)
 def test_a_template_that_fails_is_a_sentence(tokenizer: Any, fault: str) -> None:
     tokenizer.chat_template = "{{ " + fault + " }}"
     if "m[" in fault:
