@@ -91,6 +91,30 @@ def test_what_is_lost_is_said_of_the_items_that_a_model_was_asked() -> None:
     assert said(small=20) == [f"20 of 20 {what} small."]  # which was asked nothing
 
 
+def test_what_a_training_left_out_is_said_of_all_its_rows_or_pairs_for_every_reason() -> None:
+    def said(**counts: int) -> list[str]:
+        stage = {"name": "s", "counts": {k.replace("__", "."): {"n": n} for k, n in counts.items()}}
+        return [*summary.lost(stage)]
+
+    assert said(dropped__too_long=1, pairs=119) == said(dropped__equal_answers=9, kept=9) == []
+    assert said(dropped__too_long=3, rows=117) == [
+        "3 of 120 rows of s were left out: they are too long."
+    ]
+    inside = "dropped__answer_begins_inside_a_token"
+    assert said(**{inside: 958}, dropped__too_long=119, pairs=89) == [
+        "958 of 1,166 pairs of s were left out: an answer begins inside a token.",
+        "119 of 1,166 pairs of s were left out: they are too long.",
+    ]
+    unscored = "170 of 456 rows of s could not be scored by quality.reward."
+    assert said(unscored__quality__reward=170, read=456) == [unscored]
+
+
+def test_what_is_not_seen_is_never_said_to_be_under_nothing() -> None:
+    tie = {**difference("dpo", "sft", "t", 0.0, "step"), "detectable": 0.0002}
+    [sentence] = summary.tied({"scores": [score("dpo", "t", 0.5)], "comparisons": [tie]})
+    assert sentence == "Tied, not equal: dpo with sft on t (under 0.0002 is not seen)."
+
+
 def fell(made: Made, *compared: dict[str, Any]) -> str:
     """What the summary says of losses in these comparisons."""
     made.evaluated(scores=[score(n, "t", 0.5) for n in ("sft", "dpo")], comparisons=compared)

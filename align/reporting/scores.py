@@ -17,6 +17,7 @@ from align.reporting.wording import (
     interval,
     is_subset,
     main_metrics,
+    number,
     p_value,
     than,
     verdict,
@@ -206,7 +207,7 @@ def gained(report: Entry) -> str:
                 interval(one, "delta", sign="+"),
                 escape(p_value(p)),
                 "" if won is None else f"{won:,} / {one['lost']:,}",
-                "" if seen is None else f"{seen:.3f}",
+                "" if seen is None else number(seen),
             ]
         )
     heads = ["on the same items", "role", "task", "n", "difference [95 %]", "p (Holm)"]

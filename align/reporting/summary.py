@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from align import leftout
 from align.artifacts import Model, RewardModel
 from align.asking.asked import name_of
 from align.reporting import facts, lengths, scores
@@ -16,6 +17,8 @@ from align.reporting.wording import (
     counted,
     gate_sentence,
     interval,
+    learners,
+    number,
     p_value,
     than,
     verdict,
@@ -232,7 +235,7 @@ def _doubts(
             of, are = counted(one["items"], "item"), "is" if touched == 1 else "are"
             yield (
                 f"<b>Overlap</b>: {touched:,} of {of} of {escape(one['task'])} {are} in what "
-                f"{escape(', '.join(one['models']))} learnt from, {one['exact']:,} of them word "
+                f"{escape(learners(one))} learnt from, {one['exact']:,} of them word "
                 "for word."
             )
     for said in tied(report):
@@ -247,6 +250,7 @@ def lost(stage: Entry) -> Iterator[str]:
     """Answers that were cut, items that were not graded, rows that were dropped, in plain text."""
     counts = stage["counts"] or {}
     nothing = {"n": 0}
+    kept = next((one for one in ("pairs", "rows") if one in counts), None)
     for name, count in counts.items():
         kind, _, rest = name.partition(".")
         task = next((rest.removesuffix(end) for end in LACKS if rest.endswith(end)), rest)
@@ -263,9 +267,13 @@ def lost(stage: Entry) -> Iterator[str]:
             what = f"answers of {stage['name']}: {rest} fails on them"
         elif kind == "dropped" and task != rest:
             what = f"items of {task} {LACKS[rest.removeprefix(task)]}"
-        elif name == "dropped.too_long":
-            of = {"n": count["n"] + counts.get("rows", nothing)["n"]}
-            what = f"rows of {stage['name']} were too long"
+        elif kind == "unscored":
+            of = counts.get("read", nothing)
+            what = f"rows of {stage['name']} could not be scored by {rest}"
+        elif kind == "dropped" and rest in leftout.REASONS and kept:
+            of = {"n": sum(counts.get(f"dropped.{one}", nothing)["n"] for one in leftout.REASONS)}
+            of["n"] += counts[kept]["n"]
+            what = f"{kept} of {stage['name']} were left out: {leftout.REASONS[rest][0]}"
         else:
             continue
         for n, total, whose in _shares(count, of):
@@ -296,7 +304,7 @@ def tied(report: Entry) -> Iterator[str]:
     if ties:
         names = [
             f"{one['model']} with {one['against']} on {one['task']}"
-            + (f" (under {seen:.3f} is not seen)" if (seen := one.get("detectable")) else "")
+            + (f" (under {number(seen)} is not seen)" if (seen := one.get("detectable")) else "")
             for one in ties[:FALLEN]
         ]
         more = f", and {len(ties) - FALLEN} more" if len(ties) > FALLEN else ""

@@ -96,6 +96,19 @@ def _more_samples(report: Entry, metrics: dict[str, str]) -> list[str]:
     ]
 
 
+def learners(overlap: Entry) -> str:
+    """The models that items of a task are found in what they learnt from, with how many of them
+    where not all are in each."""
+    by = overlap.get("by", {})  # earlier versions had none
+    whole = overlap["exact"] + overlap["partial"]
+    counts = {
+        name: by[name]["exact"] + by[name]["partial"] if name in by else whole
+        for name in overlap["models"]
+    }
+    each = "" if {*counts.values()} <= {whole} else " ({:,})"
+    return ", ".join(name + each.format(n) for name, n in counts.items())
+
+
 def _row(comparison: Entry, p: float) -> list[str]:
     """A comparison as the cells of a line; `p` is the adjusted one."""
     return [
@@ -113,7 +126,7 @@ def doubt(comparison: Entry, p: float) -> str:
     """What to bear in mind: what a tie could not have seen; what is one finding among many."""
     if verdict(comparison) == "tied":
         least = comparison.get("detectable")
-        seen = "" if not least else _number(least, "")
+        seen = "" if not least else number(least)
         return f"a difference below {seen} would not have been seen" if seen else ""
     alone = comparison["p"]
     if alone is not None and alone >= SURE:
@@ -142,9 +155,9 @@ def adjusted(comparisons: list[Entry]) -> list[float]:
 def interval(entry: Entry, name: str, sign: str = "") -> str:
     """`0.612 [0.570, 0.652]`."""
     if entry["ci_low"] is None:
-        return f"{_number(entry[name], sign)} [?]"
-    low, high = _number(entry["ci_low"], sign), _number(entry["ci_high"], sign)
-    return f"{_number(entry[name], sign)} [{low}, {high}]"
+        return f"{number(entry[name], sign)} [?]"
+    low, high = number(entry["ci_low"], sign), number(entry["ci_high"], sign)
+    return f"{number(entry[name], sign)} [{low}, {high}]"
 
 
 def p_value(p: float) -> str:
@@ -152,7 +165,7 @@ def p_value(p: float) -> str:
     return f"{p:.2g}" if p >= 0.0001 else "< 0.0001"
 
 
-def _number(value: float, sign: str) -> str:
+def number(value: float, sign: str = "") -> str:
     """Three decimals; more where they would all be 0, for which side of 0 it is on matters."""
     if value == 0 or abs(value) >= 0.001:
         return f"{value:{sign}.3f}"
