@@ -18,8 +18,7 @@ from typing import Any
 from align import forms
 from align.artifacts import Prompts, Rows
 from align.errors import StageFailed
-from align.formats.dialogs import STRONGEST, Choice, Unusable
-from align.formats.strength import COLUMNS
+from align.formats.dialogs import Choice, Unusable
 from align.out import Out
 from align.seen import Seen
 from align.sources.questions import Questions
@@ -73,15 +72,15 @@ def _normal(block: Source, kind: type[Rows], out: Out | None, told: Told | None)
     found = rows(block, told)
     first = next(found)
     form = forms.recognise(first, kind, name, block.format, block.columns)
-    if block.strength is not None and not any(column in first for column in COLUMNS):
-        raise StageFailed(f"{name} has no column {' or '.join(COLUMNS)}: leave `strength` out.")
+    if block.strength is not None and form.name not in ("pairs", "two_responses"):
+        raise StageFailed(f"{name} holds no pairs (format: {form.name}): leave `strength` out.")
     if block.best is not None and form.name != "trees":
         raise StageFailed(
             f"{name} is no conversation tree (format: {form.name}): leave `best` out."
         )
     if out is not None and block.stage is None:
         out.say(f"{name}: {form.words}.")
-    choice = Choice(tuple(block.strength or STRONGEST), block.best)
+    choice = Choice(tuple(block.strength) if block.strength else None, block.best)
     lost: dict[str, None] = {}
     used = 0
     numbers = count(1)

@@ -62,7 +62,7 @@ UNREAD = 8
 _BEFORE = "id system history tools subset "
 """What may stand beside every dialog."""
 
-_ASKED = _BEFORE + "prompt|instruction prompt|input "
+_ASKED = _BEFORE + "prompt|instruction prompt|input|context "
 """What may stand beside answers."""
 
 FORMS = {

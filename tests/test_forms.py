@@ -1,6 +1,8 @@
 """Forms of public data: trees, marks, levels, scores, and what a name or the columns say."""
 
+import csv
 import json
+import math
 import random
 from collections.abc import Callable
 from datetime import datetime
@@ -309,6 +311,46 @@ def test_a_tree_that_is_not_ready_is_left_out(write_rows: Write, out: Out) -> No
     assert out.counts["dropped.tree_not_ready"]["n"] == 1
 
 
+def test_a_tree_in_a_table_is_the_same_tree(tmp_path: Path, out: Out) -> None:
+    names = ("parent_id", "message_id", "role", "text", "rank", "deleted", "review_result")
+    rows = [
+        ("", 1, "prompter", "q", "", "False", "True"),
+        *(("1.0", n, "assistant", f"a{n}", n, "False", "True") for n in (10, 9)),
+        ("1.0", 2, "assistant", "gone", "0", "True", "True"),
+        ("1.0", 3, "assistant", "bad", "0.0", "False", "False"),
+        ("1.0", 4, "assistant", "late", "", "False", ""),
+    ]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([names, *rows])
+    (made,) = read(tmp_path / "a.csv", Preferences, out)
+    assert (made["chosen"][0]["content"], made["rejected"][0]["content"]) == ("a9", "a10")
+    assert dropped(out) == {
+        "dropped.deleted": 1,
+        "dropped.review_failed": 1,
+        "dropped.unranked": 1,
+    }
+
+
+def test_a_rank_that_is_no_number_is_none(write_rows: Write, out: Out) -> None:
+    replies = [answer(name, rank=rank) for name, rank in (("a", math.nan), ("b", 1), ("c", 0))]
+    path = write_rows("a.jsonl", [{"prompt": prompter("q", *replies)}])
+    (made,) = read(path, Preferences, out)
+    assert made["chosen"][0]["content"] == "I say c" and dropped(out) == {"dropped.unranked": 1}
+    assert said(read(path, Conversations, best=1)) == {"c": ["q", "c"]}
+
+
+def test_a_tree_may_be_deep_and_its_ids_large(write_rows: Write) -> None:
+    roles = ("prompter", "assistant")
+    rows = [
+        {"message_id": 10**20 + n, "parent_id": 10**20 + n - 1, "role": roles[n % 2], "text": "a"}
+        for n in range(1200)
+    ]
+    rows[0]["parent_id"] = None
+    path = write_rows("a.jsonl", rows)
+    (made,) = read(path, Conversations)
+    assert len(made["messages"]) == 1200 and made["id"] == str(10**20 + 1199)
+
+
 # -- marks ---------------------------------------------------------------------------------------
 
 
@@ -358,6 +400,7 @@ def test_a_label_is_a_mark_if_it_says_true_or_false(write_rows: Write) -> None:
 
     assert good((True, False)) == good(("False", "true")) == 1
     assert good(("chemistry", "physics")) == 2
+    assert good(("desirable", "undesirable")) == good((None, True)) == 1
     assert good((1, 0)) == 2
     assert good((1, 0), format="feedback") == 1
     with pytest.raises(StageFailed, match="row 2: \"label\" is 'maybe', neither true nor false"):
@@ -405,12 +448,29 @@ def test_a_level_that_is_not_known_or_not_there_is_a_sentence(write_rows: Write)
         read(write_rows("b.jsonl", [pair]), Preferences, best=1)
     two = {"context": [user("Q")], "response1": "A", "response2": "B", "overall_preference": 1}
     assert read(write_rows("c.jsonl", [two]), Preferences, strength=["slightly"])
-    with pytest.raises(StageFailed, match="no column strength or .*: leave `strength` out"):
+    with pytest.raises(StageFailed, match=r"format: ranked\): leave `strength` out"):
+        read(
+            write_rows("d.jsonl", [{"prompt": "Q", "ranked": "ab"}]),
+            Preferences,
+            strength=["better"],
+        )
+    with pytest.raises(StageFailed, match=r"can be used \(dropped.no_strength\)"):
         read(write_rows("b.jsonl", [pair]), Preferences, strength=["better"])
 
 
+def test_a_row_without_a_level_is_dropped_where_levels_are_named(
+    write_rows: Write, out: Out
+) -> None:
+    pair = {"chosen": "Yes", "rejected": "No"}
+    rows = [{**pair, "prompt": "Q0"}, {**pair, "prompt": "Q1", "strength": "2.0"}]
+    path = write_rows("a.jsonl", rows)
+    (made,) = read(path, Preferences, out, strength=["better"])
+    assert made["prompt"] == [user("Q1")] and dropped(out) == {"dropped.no_strength": 1}
+    assert len(read(path, Preferences)) == 2
+
+
 def test_equal_scores_are_one_answer_whatever_their_order(write_rows: Write, out: Out) -> None:
-    answers = [("Yes", 2.0), ("OK", 1.0), ("Fine", 1.0), ("No", 0.0), ("Eh", None), ("?", "nan")]
+    answers = [("Yes", 2.0), ("OK", 1.0), ("Fine", 1.0), ("No", 0.0), ("Eh", None), ("?", "N/A")]
     expected = None
     for shuffle in range(4):
         random.Random(shuffle).shuffle(answers)
@@ -479,6 +539,70 @@ def test_documents_stay_documents(write_rows: Write) -> None:
     assert content(read(write_rows("a.jsonl", [{"text": HH}]), Text)) == [{"text": HH}]
 
 
+# -- tables --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        (Conversations, {"messages": [*DIALOG, *YES]}),
+        (Conversations, {"conversations": [{"from": "human", "value": "Hi"}, *YES]}),
+        (Prompts, {"messages": [*DIALOG, *YES]}),
+        (Conversations, {"prompt": DIALOG, "completion": YES}),
+        (Preferences, {"prompt": "Hi", "chosen": YES, "rejected": NO, "also_rejected": ["OK"]}),
+        (Preferences, {"chosen": [*DIALOG, *YES], "rejected": [*DIALOG, *NO]}),
+        (Preferences, {"prompt": DIALOG, "chosen": [*DIALOG, *YES], "rejected": [*DIALOG, *NO]}),
+        (Preferences, {"prompt": "Hi", "ranked": ["Yes", "OK", "No"]}),
+        (Conversations, {"prompt": "Hi", "ranked": ["Yes", "OK", "No"]}),
+        (Preferences, {"prompt": "Hi", "completions": ["No", "OK", "Yes"], "scores": [1, 2, 3]}),
+        (Preferences, {"instruction": "Hi", "completions": ULTRA}),
+        (
+            Preferences,
+            {"context": DIALOG, "response1": "Yes", "response2": "No", "overall_preference": -3},
+        ),
+        (
+            Conversations,
+            {"messages": [user("Hi"), {**assistant(""), "tool_calls": [{"name": "f"}]}]},
+        ),
+    ],
+)
+def test_lists_are_read_from_the_json_in_a_table(
+    write_rows: Write, tmp_path: Path, kind: type[Rows], row: Row
+) -> None:
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        cells = [one if isinstance(one, str) else json.dumps(one) for one in row.values()]
+        csv.writer(file).writerows([list(row), cells])
+    expected = read(write_rows("a.jsonl", [row]), kind)
+    assert read(tmp_path / "a.csv", kind) == expected
+    if calls := row.get("messages", [{}])[-1].get("tool_calls"):
+        row["messages"][-1]["tool_calls"] = json.dumps(calls)
+        assert read(write_rows("b.jsonl", [row]), kind) == expected
+
+
+@pytest.mark.parametrize("text", ['["a", "b"]', '[{"name": "a"}]', "[]", "[" * 100_000])
+def test_an_answer_that_is_a_list_of_something_else_stays_a_text(
+    write_rows: Write, text: str
+) -> None:
+    (row,) = read(write_rows("a.jsonl", [{"prompt": "Hi", "completion": text}]), Conversations)
+    assert row["messages"][1] == assistant(text)
+
+
+def test_nulls_that_arrow_puts_into_tools_are_left_out(tmp_path: Path) -> None:
+    def row(name: str, arguments: Row) -> Row:
+        tool = {"name": name, "parameters": {"properties": {key: {} for key in arguments}}}
+        call = {"role": "assistant", "tool_calls": [{"name": name, "arguments": arguments}]}
+        return {"messages": [user("Hi"), call], "tools": [tool]}
+
+    rows = [row("w", {"city": "Paris"}), row("add", {"a": 1, "b": [{"c": 2}]})]
+    rows[0]["tools"][0]["parameters"]["properties"]["city"] = {"type": "string"}
+    rows[1]["tools"][0]["parameters"]["properties"] = {"a": {"type": "number"}}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for given, made in zip(rows, read(tmp_path / "a.parquet", Conversations), strict=True):
+        assert made["tools"] == given["tools"]
+        calls = given["messages"][1]["tool_calls"]
+        assert made["messages"][1]["tool_calls"] == calls
+
+
 # -- what stands beside a dialog, and inside of it -----------------------------------------------
 
 
@@ -510,6 +634,11 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         ),
         (Prompts, {"history": '[["Hi", "Hello"]]', "prompt": "Bye"}, {"prompt": DIALOG}),  # of csv
         (Prompts, {"history": "[]", "prompt": "Bye"}, {"prompt": DIALOG[2:]}),
+        (
+            Conversations,
+            {"instruction": "Sum up.", "context": "It rains.", "response": "Yes"},  # as in Dolly
+            {"messages": [user("Sum up.\n\nIt rains."), *YES]},
+        ),
         (
             Preferences,
             {

@@ -100,10 +100,14 @@ def test_what_nobody_should_train_on_is_dropped_and_counted(
         talk("s:", "u:Hi", "a:Yes"),
         [
             *talk("u:Hi"),
-            {"role": "assistant", "content": "", "tool_calls": [{}]},
+            {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]},
             *talk("t:", "a:Yes"),
         ],
-        [*talk("u:Hi"), {"role": "assistant", "tool_calls": [{}]}, *talk("t:1", "t:2", "a:Yes")],
+        [
+            *talk("u:Hi"),
+            {"role": "assistant", "tool_calls": [{"name": "f"}]},
+            *talk("t:1", "t:2", "a:Yes"),
+        ],
     ],
 )
 def test_an_empty_system_message_and_what_tools_say_are_no_empty_turns(
@@ -265,6 +269,31 @@ def test_a_file_that_is_not_what_its_name_says_is_a_sentence(
             {"prompt": "a", "chosen": "b", "rejected": "c", "score_rejected": "n/a"},
             Preferences,
             '"score_rejected" is .n/a., and must be a number.*columns:` score_rejected: ""',
+        ),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 10**400},
+            Preferences,
+            '"margin" is the number 1000.*, and must be a number',
+        ),
+        ({"prompt": "a", "ranked": "bcd"}, Preferences, '"ranked" is .bcd., and must be a list'),
+        ({"messages": "Hi"}, Prompts, '"messages" is .Hi., and must be a list, or one as JSON'),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "also_rejected": "text"},
+            Preferences,
+            '"also_rejected" is .text., and must be a list',
+        ),
+        (
+            {"prompt": str(talk("u:Hi")), "completion": "a"},
+            Conversations,
+            r"a list as Python shows it. Write it as JSON \(json.dumps\)",
+        ),
+        *(
+            (
+                {"messages": [*talk("u:Hi"), {"role": "assistant", "tool_calls": calls}]},
+                Conversations,
+                '"messages" holds the tool_calls .*each with the "name" of its tool',
+            )
+            for calls in ([{"function": {"arguments": {}}}], [{}], "add", ["add"])
         ),
         (
             {"prompt": "a", "chosen": "b", "rejected": "c", "strength": 0.9},

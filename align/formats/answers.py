@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,8 @@ from align.formats.dialogs import (
     checked,
     column,
     dialog,
+    listed,
+    loaded,
     says,
     shown,
 )
@@ -23,6 +24,12 @@ from align.settings import Dialog
 
 ANSWER = ("completion", "response", "output")
 """Columns of one answer."""
+
+MORE = ("input", "context")
+"""Columns of what an instruction is about, as in Alpaca and Dolly."""
+
+GOOD, BAD = ("true", "desirable"), ("false", "undesirable")
+"""What a mark says of an answer."""
 
 OURS = (
     *("id", "prompt_id"),  # which `reject` calls the prompt's row
@@ -54,7 +61,8 @@ def asked(row: Row) -> Dialog:
         return after(row, said)
     if "context" in row and "instruction" not in row:
         return after(row, dialog(row["context"], "user", "context"))
-    instruction, more = row["instruction"], row.get("input") or ""
+    more = next((row[key] for key in MORE if key in row), None) or ""
+    instruction = row["instruction"]
     if isinstance(instruction, str) and isinstance(more, str) and more.strip():
         instruction = f"{instruction}\n\n{more}"
     return after(row, dialog(instruction, "user", "instruction"))
@@ -64,7 +72,7 @@ def after(row: Row, said: Dialog) -> Dialog:
     """A dialog after what begins it in other columns: `system`, and LLaMA-Factory's `history`."""
     if not row.get("system") and not row.get("history"):
         return said
-    system, history = row.get("system") or "", _loaded(row.get("history")) or []
+    system, history = row.get("system") or "", loaded(row.get("history")) or []
     if not isinstance(system, str):
         raise TypeError(f'"system" is {shown(system)}, and must be a text. {_LEAVE_OUT} system: ""')
     before: Dialog = []
@@ -80,14 +88,6 @@ def after(row: Row, said: Dialog) -> Dialog:
     return (own or first) + before + said[len(own) :]
 
 
-def _loaded(value: Any) -> Any:
-    """What a text of JSON says, as a csv has lists; anything else as it is."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError:
-        return value
-
-
 _LEAVE_OUT = "To leave the column out, write under `columns:`"
 
 
@@ -99,7 +99,7 @@ def with_rest(row: Row) -> Row:
 
 
 def _check_tools(tools: Any) -> None:
-    found = _loaded(tools)
+    found = loaded(tools)
     if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
         raise TypeError(
             f'"tools" is {shown(tools)}, and must be a list of objects, or such a list as JSON. '
@@ -135,7 +135,10 @@ def prompt_of(row: Row, said: Dialog) -> Row:
 def spoken(row: Row) -> Dialog:
     """The dialog of a row that is one."""
     where = column(row, "messages", "conversations", "text")
-    return after(row, dialog(row[where], "user", where))
+    said = row[where]
+    if where != "text" and isinstance(said, str) and not said.startswith(HUMAN):
+        said = listed(said, where)
+    return after(row, dialog(said, "user", where))
 
 
 def conversation(row: Row, _: Choice) -> Made:
@@ -151,19 +154,27 @@ def question_and_answer(row: Row, _: Choice) -> Made:
 
 def good_answer(row: Row, choice: Choice) -> Made:
     """An answer that was marked good."""
-    if row["label"] is None:
-        raise Unusable("null")
     if not marked(row["label"]):
         raise Unusable("marked_bad")
     yield from question_and_answer(row, choice)
 
 
 def marked(label: Any) -> bool:
-    """Whether a label says good: true or false, 1 or 0, or these as words, as csv has them."""
+    """Whether a label says good: true or false, 1 or 0, or a word for these, as csv has them.
+
+    Raises:
+        Unusable: it is null, or the cell is empty.
+        ValueError: it says neither.
+    """
+    if label is None or label == "":
+        raise Unusable("null")
     word = str(label).lower()
-    if word not in ("true", "1", "false", "0"):
-        raise ValueError(f'"label" is {shown(label)}, neither true nor false')
-    return word in ("true", "1")
+    if word not in (*GOOD, "1", *BAD, "0"):
+        raise ValueError(
+            f'"label" is {shown(label)}, neither true nor false. Where it is no mark, write '
+            "`format: answers`"
+        )
+    return word in (*GOOD, "1")
 
 
 def conversation_of(row: Row, said: Dialog, answer: Dialog) -> Row:

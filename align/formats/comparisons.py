@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from align.formats.answers import after, asked, conversation_of, prompt_of, with_rest
 from align.formats.dialogs import (
+    STRONGEST,
     Choice,
     Made,
     Row,
@@ -13,6 +15,8 @@ from align.formats.dialogs import (
     checked,
     column,
     dialog,
+    listed,
+    loaded,
     says,
     shown,
 )
@@ -45,8 +49,7 @@ def pair(row: Row, choice: Choice) -> Made:
     if isinstance(row["chosen"], list) and row["chosen"] and isinstance(row["chosen"][0], str):
         yield _set(row)
         return
-    if (found := level(row)) is not None and found not in choice.strength:
-        raise Unusable("weak_preference", strength=found)
+    _check_level(level(row), choice)
     said, answers = _sides(row)
     if len(answers) > 2:
         yield compared(said, answers, row)
@@ -57,9 +60,17 @@ def pair(row: Row, choice: Choice) -> Made:
         if isinstance(row.get(key), (int, float, str)) and str(row[key]).strip()
     }
     if row.get("also_rejected"):
-        others = row["also_rejected"]
+        others = listed(row["also_rejected"], "also_rejected")
         more["also_rejected"] = [dialog(one, "assistant", "also_rejected") for one in others]
     yield _judged({"prompt": said, "chosen": answers[0], "rejected": answers[1]} | more, row)
+
+
+def _check_level(found: str | None, choice: Choice) -> None:
+    """Leave out a pair whose level is not read, and one without a level where levels are named."""
+    if found is None and choice.strength is not None:
+        raise Unusable("no_strength")
+    if found is not None and found not in (choice.strength or STRONGEST):
+        raise Unusable("weak_preference", strength=found)
 
 
 NUMBERS = {
@@ -74,12 +85,15 @@ NUMBERS = {
 
 def _number(value: int | float | str, name: str) -> float:
     try:
-        return float(value)
-    except ValueError:
-        raise ValueError(
-            f'"{name}" is {shown(value)}, and must be a number. To leave the column out, write '
-            f'under `columns:` {name}: ""'
-        ) from None
+        found = float(value)
+    except (ValueError, OverflowError):
+        found = math.nan
+    if math.isfinite(found):
+        return found
+    raise ValueError(
+        f'"{name}" is {shown(value)}, and must be a number. To leave the column out, write '
+        f'under `columns:` {name}: ""'
+    )
 
 
 def best_of_pair(row: Row, _: Choice) -> Made:
@@ -117,7 +131,7 @@ def _shared(row: Row) -> tuple[Dialog, Dialog, Dialog]:
     both = list(zip(chosen, rejected, strict=False))
     shared = next((i for i, (a, b) in enumerate(both) if a != b), len(both))
     shared = max(0, min(shared, len(chosen) - 1, len(rejected) - 1))
-    said, beside = chosen[:shared], row.get("prompt")
+    said, beside = chosen[:shared], loaded(row.get("prompt"))
     if isinstance(beside, list) and said and said[0]["role"] == "user":
         system = dialog(beside[:1], "user", "prompt")
         said = [*system, *said] if system and system[0]["role"] == "system" else said
@@ -126,7 +140,9 @@ def _shared(row: Row) -> tuple[Dialog, Dialog, Dialog]:
 
 def _set(row: Row) -> Row:
     chosen = dialog(row["chosen"][0], "assistant", "chosen")
-    rejected = [dialog(said, "assistant", "rejected") for said in row["rejected"]]
+    rejected = [
+        dialog(said, "assistant", "rejected") for said in listed(row["rejected"], "rejected")
+    ]
     first, *others = [answer for answer in rejected if answer != chosen] or [chosen]
     more = {"also_rejected": others} if others else {}
     return _judged({"prompt": asked(row), "chosen": chosen, "rejected": first, **more}, row)
@@ -138,8 +154,7 @@ def _set(row: Row) -> Row:
 def better_of_two(row: Row, choice: Choice) -> Made:
     """Two answers and a number: which is better, and by how much."""
     better, worse, strength = _two(row)
-    if strength not in choice.strength:
-        raise Unusable("weak_preference", strength=strength)
+    _check_level(strength, choice)
     yield _judged({"prompt": _context(row), "chosen": better, "rejected": worse}, row)
 
 
@@ -159,7 +174,7 @@ def _two(row: Row) -> tuple[Dialog, Dialog, str]:
 
 def _context(row: Row) -> Dialog:
     """The prompt; the turns of HelpSteer2's stand in one text, between marks."""
-    if not isinstance(row.get("prompt"), str):
+    if "<extra_id_1>" not in str(row.get("prompt")):
         return asked(row)
     turns = re.split(r"\n?<extra_id_1>(User|Assistant)\n", row["prompt"])
     roles = ["user", *(role.lower() for role in turns[1::2])]
@@ -176,15 +191,16 @@ def _context(row: Row) -> Dialog:
 
 def ranking(row: Row, _: Choice) -> Made:
     """Answers in an order, best first."""
-    answers = [dialog(answer, "assistant", "ranked") for answer in row["ranked"]]
+    answers = [dialog(answer, "assistant", "ranked") for answer in listed(row["ranked"], "ranked")]
     yield compared(asked(row), answers, row)
 
 
 def best_of_ranking(row: Row, _: Choice) -> Made:
     """The first answer of a ranking."""
-    if not row["ranked"]:
+    ranked = listed(row["ranked"], "ranked")
+    if not ranked:
         raise Unusable("no_answer")
-    yield conversation_of(row, asked(row), dialog(row["ranked"][0], "assistant", "ranked"))
+    yield conversation_of(row, asked(row), dialog(ranked[0], "assistant", "ranked"))
 
 
 def compared(said: Dialog, answers: list[Dialog], row: Row) -> Row:

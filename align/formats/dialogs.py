@@ -51,12 +51,39 @@ Made = Iterator[Row | Unusable]
 class Choice:
     """What a source says about which of its answers are read."""
 
-    strength: tuple[str, ...] = STRONGEST
+    strength: tuple[str, ...] | None = None
+    """The levels that are read; None: the strongest, and pairs without one."""
+
     best: int | None = None
 
 
+def loaded(value: Any) -> Any:
+    """What a text of JSON says, as a table has lists; anything else as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (json.JSONDecodeError, RecursionError):
+        return value
+
+
+def listed(value: Any, where: str) -> list[Any]:
+    """A list, which in a table is a text of JSON.
+
+    Raises:
+        Unusable: it is null, or the cell is empty.
+        TypeError: it is no list.
+    """
+    if value is None or value == "":
+        raise Unusable("null")
+    found = loaded(value)
+    if not isinstance(found, list):
+        raise TypeError(f'"{where}" is {shown(value)}, and must be a list, or one as JSON')
+    return found
+
+
 def dialog(value: Any, role: str, where: str) -> Dialog:
-    """A dialog from a list of messages or a text, which `role` says.
+    """A dialog from a list of messages, also one as JSON, or from a text, which `role` says.
+
+    A text of any other JSON stays a text: an answer may be a list.
 
     Raises:
         Unusable: it is null.
@@ -68,10 +95,29 @@ def dialog(value: Any, role: str, where: str) -> Dialog:
     if isinstance(value, str):
         if value.startswith(HUMAN):
             return _human_assistant(value)
-        return [{"role": role, "content": value}]
+        if _PYTHON.match(value):
+            raise ValueError(
+                f'"{where}" is {shown(value)}, a list as Python shows it. Write it as JSON '
+                "(json.dumps)"
+            )
+        found = loaded(value) if value.lstrip().startswith("[") else None
+        if not found or not isinstance(found, list) or not all(map(_is_message, found)):
+            return [{"role": role, "content": value}]
+        value = found
     if not isinstance(value, list):
         raise TypeError(f'"{where}" is {shown(value)}, and must be a text or a list of messages')
     return [_message(message, where) for message in value]
+
+
+_PYTHON = re.compile(r"\s*\[\s*\{'(role|content|from|value)':")
+"""How a list of messages begins that was written with `str`, as pandas does."""
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and (
+        {"from", "value"} <= value.keys()
+        or ("role" in value and not value.keys().isdisjoint(("content", "tool_calls")))
+    )
 
 
 def _human_assistant(text: str) -> Dialog:
@@ -104,8 +150,14 @@ def _message(message: Any, where: str) -> Message:
         raise TypeError(f'"{where}" holds a message of {role} without "{what}"')
     if isinstance(content, list):
         content = "".join(_part(part, where) for part in content)
-    if isinstance(rest.get("tool_calls"), list):
-        rest["tool_calls"] = [_call(call) for call in rest["tool_calls"]]
+    if "tool_calls" in rest:
+        calls = loaded(rest["tool_calls"])
+        if not isinstance(calls, list) or not all(map(_has_name, calls)):
+            raise TypeError(
+                f'"{where}" holds the tool_calls {shown(rest["tool_calls"])}, and must have a list '
+                'of calls there, each with the "name" of its tool'
+            )
+        rest["tool_calls"] = [_call(call) for call in calls]
     if not isinstance(content, (str, type(None))):
         raise TypeError(
             f'"{where}" holds a message of {role} with {shown(content)} where a text should be'
@@ -124,20 +176,19 @@ def _part(part: Any, where: str) -> str:
     )
 
 
-def _call(call: Any) -> Any:
+def _has_name(call: Any) -> bool:
+    inside = call.get("function", call) if isinstance(call, Mapping) else None
+    return isinstance(inside, Mapping) and isinstance(inside.get("name"), str)
+
+
+def _call(call: Mapping[str, Any]) -> Mapping[str, Any]:
     """The call of a tool with its arguments as an object, which OpenAI writes as a text of JSON.
 
     Most templates write them with `tojson`, which would put quotes around such a text.
     """
-    inside = call.get("function") if isinstance(call, Mapping) else None
-    if isinstance(inside, Mapping):
-        return {**call, "function": _call(inside)}
-    if not isinstance(call, Mapping) or not isinstance(call.get("arguments"), str):
-        return call
-    try:
-        found = json.loads(call["arguments"])
-    except json.JSONDecodeError:
-        return call
+    if "function" in call:
+        return {**call, "function": _call(call["function"])}
+    found = loaded(call.get("arguments"))
     return {**call, "arguments": found} if isinstance(found, dict) else call
 
 
@@ -190,7 +241,7 @@ def answered(row: Row) -> Row:
 def renamed(row: Row) -> dict[str, str]:
     """The names of roles in a row that are others here: `{"gpt": "assistant"}`."""
     found = {}
-    for value in row.values():
+    for value in map(loaded, row.values()):
         for message in value if isinstance(value, list) else ():
             if isinstance(message, Mapping):
                 role = message.get("from", message.get("role"))

@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import groupby, zip_longest
 
-from align.formats.answers import ANSWER, asked, marked, with_rest
+from align.formats.answers import ANSWER, BAD, GOOD, asked, marked, with_rest
 from align.formats.dialogs import Row, Unusable, column, dialog
 
 
 def is_feedback(row: Row) -> bool:
-    """Whether a label is a mark: numbers are, too, but only where `format:` says so."""
-    return str(row.get("label")).lower() in ("true", "false")
+    """Whether a label is a mark: numbers are, too, but only where `format:` says so.
+
+    One that is null is taken for a mark: an answer that was marked bad must not be learnt.
+    """
+    return row["label"] in (None, "") or str(row["label"]).lower() in (*GOOD, *BAD)
 
 
 def gather(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row | Exception]]:
@@ -78,8 +81,6 @@ def _paired(bad: list[_Marked], good: list[_Marked]) -> list[list[_Marked | None
 
 
 def _entry(number: int, row: Row) -> tuple[bytes, bytes, bool, int, str]:
-    if row["label"] is None:
-        raise Unusable("null")
     where = column(row, *ANSWER)
     answer = dialog(row[where], "assistant", where)
     question = {"prompt": asked(row), **with_rest(row)}

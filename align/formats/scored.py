@@ -8,7 +8,7 @@ from typing import Any
 
 from align.formats.answers import asked, conversation_of
 from align.formats.comparisons import compared
-from align.formats.dialogs import Choice, Made, Row, Unusable, column, dialog, shown
+from align.formats.dialogs import Choice, Made, Row, Unusable, column, dialog, listed, loaded
 from align.settings import Dialog
 
 ANSWERS = ("completions", "responses", "generations")
@@ -20,7 +20,7 @@ SCORES = ("scores", "rewards")
 
 def is_scored(row: Row) -> bool:
     """Whether the answers of a row have scores."""
-    answers = row[column(row, *ANSWERS)]
+    answers = loaded(row[column(row, *ANSWERS)])
     beside = any(key in row for key in SCORES)
     first = answers[0] if isinstance(answers, list) and answers else None
     inside = isinstance(first, dict) and ("overall_score" in first or "score" in first)
@@ -54,16 +54,14 @@ def best_of_n(row: Row, _: Choice) -> Made:
 
 
 def _answers(row: Row) -> list[Any]:
-    found = row[column(row, *ANSWERS)]
-    if not isinstance(found, list):
-        raise TypeError(f"its answers are {shown(found)}, and must be a list")
-    return found
+    where = column(row, *ANSWERS)
+    return listed(row[where], where)
 
 
 def _scored(row: Row) -> list[tuple[float, Dialog]]:
     """(score, answer) of what has a score, best first; of equal ones first what sorts first."""
     answers = _answers(row)
-    own = next((row[key] for key in SCORES if key in row), None)
+    own = next((listed(row[key], key) for key in SCORES if row.get(key) is not None), None)
     if own is not None and len(own) != len(answers):
         raise ValueError(f"it has {len(answers)} answers and {len(own)} scores")
     found = []
@@ -72,6 +70,15 @@ def _scored(row: Row) -> list[tuple[float, Dialog]]:
         if isinstance(answer, dict) and "role" not in answer:
             score = answer.get("overall_score", answer.get("score")) if own is None else score
             answer = answer.get("response", answer.get("text"))
-        if score is not None and math.isfinite(float(score)):
-            found.append((float(score), dialog(answer, "assistant", "answers")))
+        if (number := _number(score)) is not None:
+            found.append((number, dialog(answer, "assistant", "answers")))
     return sorted(found, key=lambda one: (-one[0], json.dumps(one[1], sort_keys=True)))
+
+
+def _number(score: Any) -> float | None:
+    """A score; None for what is none, as null and UltraFeedback's "N/A"."""
+    try:
+        found = float("nan" if score is None else score)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None

@@ -34,13 +34,12 @@ def level(row: Row) -> str | None:
     if name is None:
         return None
     value = row[name]
-    if value is None:
+    if value is None or value == "":
         raise Unusable("null")
-    if isinstance(value, str) and (words := value.lower().replace("_", " ").split()):
-        if words[0] in _WORDS:
-            return _WORDS[words[0]]
-        if re.fullmatch(r"\s*-?\d+\s*", value):  # a cell of a csv file
-            value = int(value)
+    words = value.lower().replace("_", " ").split() if isinstance(value, str) else []
+    if words and words[0] in _WORDS:
+        return _WORDS[words[0]]
+    value = _cell(value)
     if name in SIGNED and isinstance(value, (int, float)):
         value = abs(value)  # the sign says which is better, and here a column does
     try:
@@ -57,13 +56,20 @@ def signed(value: Any, name: str) -> tuple[bool, str]:
         Unusable: there is no preference, or it is null.
         ValueError: it is no such number.
     """
-    if value is None:
+    if value is None or value == "":
         raise Unusable("null")
+    value = _cell(value)
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f'"{name}" is {shown(value)}, no number from -3 to 3')
     if value == 0:
         raise Unusable("no_preference")
     return value > 0, _of_number(abs(value), name)
+
+
+def _cell(value: Any) -> Any:
+    """A whole number that is a text, as in a csv file; anything else as it is."""
+    is_number = isinstance(value, str) and re.fullmatch(r"\s*-?\d+(\.0*)?\s*", value)
+    return float(value) if is_number else value
 
 
 def _of_number(value: Any, name: str) -> str:

@@ -7,9 +7,12 @@ its `parent_id`. Rank 0 is the best of the replies to one message.
 from __future__ import annotations
 
 import json
+import math
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 from align.formats.comparisons import compared
 from align.formats.dialogs import Choice, Made, Row, Unusable, answered, checked, dialog
@@ -43,7 +46,8 @@ def gather(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row | Excepti
             if "message_id" not in row or row.get("replies"):
                 yield number, row if "prompt" in row else {"prompt": row}
                 continue
-            values = (row["message_id"], row.get("parent_id"), number, json.dumps(row, default=str))
+            key, parent = _key(row["message_id"]), _key(row.get("parent_id"))
+            values = (key, parent, number, json.dumps(row, default=str))
             if not file.execute(
                 "INSERT OR IGNORE INTO messages VALUES (?, ?, ?, ?)", values
             ).rowcount:
@@ -71,13 +75,26 @@ SELECT n, id FROM messages WHERE id NOT IN reached ORDER BY n
 """The messages that are below no root."""
 
 
-def _grow(message: Row, file: sqlite3.Connection) -> int:
+def _key(value: Any) -> str | None:
+    """An id as a text, however it is written: pandas makes 1.0 of 1, and csv has no null."""
+    if value is None or value == "" or value != value:
+        return None
+    text = str(value)
+    return text[:-2] if re.fullmatch(r"\d+\.0", text) else text
+
+
+def _grow(root: Row, file: sqlite3.Connection) -> int:
     """Hang all replies below a message; how many messages there are with it."""
-    found = file.execute(
-        "SELECT row FROM messages WHERE parent = ? ORDER BY n", (message["message_id"],)
-    )
-    message["replies"] = [json.loads(row) for (row,) in found]
-    return 1 + sum(_grow(reply, file) for reply in message["replies"])
+    waiting, total = [root], 0
+    while waiting:
+        message = waiting.pop()
+        found = file.execute(
+            "SELECT row FROM messages WHERE parent = ? ORDER BY n", (_key(message["message_id"]),)
+        )
+        message["replies"] = [json.loads(row) for (row,) in found]
+        waiting += message["replies"]
+        total += 1
+    return total
 
 
 # -- what a tree becomes -------------------------------------------------------------------------
@@ -117,12 +134,12 @@ def _ranking(thread: Thread) -> Made:
     replies = [reply for reply in thread[-1]["replies"] if _wrong(reply, human=True) is None]
     ranked: dict[float, Row] = {}
     for reply in sorted(replies, key=lambda reply: str(reply["message_id"])):
-        if reply.get("rank") is None:
+        if (rank := _rank(reply)) is None:
             yield Unusable("unranked", message=reply["message_id"])
-        elif reply["rank"] in ranked:
+        elif rank in ranked:
             yield Unusable("equal_rank", message=reply["message_id"], rank=reply["rank"])
         else:
-            ranked[reply["rank"]] = reply
+            ranked[rank] = reply
     answers = [_dialog([ranked[rank]]) for rank in sorted(ranked)]
     if len(answers) < 2:
         yield Unusable("nothing_to_compare", message=thread[-1]["message_id"])
@@ -148,40 +165,52 @@ def _threads(row: Row, best: int | None = None, human: bool = False) -> Iterator
     if state != "ready_for_export":
         yield Unusable("tree_not_ready", tree_state=state)
         return
-
-    def below(thread: Thread) -> Iterator[Thread | Unusable]:
-        message = thread[-1]
-        if (why := _wrong(message, human)) is not None:
+    waiting: list[Thread] = [[row["prompt"]]]
+    while waiting:
+        thread = waiting.pop()
+        *above, message = thread
+        why = _wrong(message, human)
+        if above and not _follows(above[-1], message, best):
+            why = "lower_rank"
+        if why is None:
+            yield thread
+            waiting += [[*thread, reply] for reply in reversed(message.get("replies") or ())]
+        else:
             for lost in _messages(message):
                 yield Unusable(why, message=lost["message_id"])
-            return
-        yield thread
-        for reply in message.get("replies") or ():
-            if _follows(message, reply, best):
-                yield from below([*thread, reply])
-            else:
-                for lost in _messages(reply):
-                    yield Unusable("lower_rank", message=lost["message_id"])
-
-    yield from below([row["prompt"]])
 
 
 def _wrong(message: Row, human: bool) -> str | None:
     """Why a message is not used; everything below it goes with it."""
     reasons = {
-        "deleted": message.get("deleted"),
-        "review_failed": message.get("review_result") is False,
-        "synthetic": human and message.get("synthetic"),
+        "deleted": _word(message, "deleted") == "true",
+        "review_failed": _word(message, "review_result") == "false",
+        "synthetic": human and _word(message, "synthetic") == "true",
     }
     return next((why for why, true in reasons.items() if true), None)
+
+
+def _word(message: Row, name: str) -> str:
+    """ "true" or "false" for a mark, which in a table is a word or a number."""
+    word = str(message.get(name)).lower().removesuffix(".0")
+    return {"1": "true", "0": "false"}.get(word, word)
+
+
+def _rank(reply: Row) -> float | None:
+    """The rank of a reply; None where it has none, which in a table is an empty cell or NaN."""
+    value = reply.get("rank")
+    if value is None or value == "":
+        return None
+    rank = float(value)
+    return None if math.isnan(rank) else rank
 
 
 def _follows(message: Row, reply: Row, best: int | None) -> bool:
     if best is None or message["role"] != "prompter":
         return True
-    if reply.get("rank") is None:
+    if (rank := _rank(reply)) is None:
         return len(message["replies"]) == 1
-    return bool(reply["rank"] < best)
+    return rank < best
 
 
 def _goes_on(message: Row, best: int | None) -> bool:
@@ -194,7 +223,9 @@ def _goes_on(message: Row, best: int | None) -> bool:
     return False
 
 
-def _messages(message: Row) -> Iterator[Row]:
-    yield message
-    for reply in message.get("replies") or ():
-        yield from _messages(reply)
+def _messages(root: Row) -> Iterator[Row]:
+    waiting = [root]
+    while waiting:
+        message = waiting.pop()
+        yield message
+        waiting += reversed(message.get("replies") or ())
