@@ -31,9 +31,12 @@ def tokenizer(model: Model) -> Any:
     spec = describe(model)
     revision = spec.base.revision if spec.tokenizer == spec.base.path else None
     with sentences(spec.tokenizer):
-        loaded = AutoTokenizer.from_pretrained(
-            spec.tokenizer, revision=revision, trust_remote_code=False
-        )
+        try:
+            loaded = AutoTokenizer.from_pretrained(
+                spec.tokenizer, revision=revision, trust_remote_code=False
+            )
+        except ValueError as error:
+            raise StageFailed(_UNREAD.format(spec.tokenizer)) from error
     vocabulary = loaded.get_vocab()
     for key, wanted in (("pad_token", spec.base.pad_token), ("eos_token", spec.base.eos_token)):
         own = getattr(loaded, key)
@@ -89,7 +92,10 @@ def token_problem(
 
 
 def check_template(model: Model) -> Iterator[tuple[str, str]]:
-    """What a stage that renders dialogs yields from `check` where a directory has no template."""
+    """What a stage that renders dialogs yields from `check`: no tokenizer, or no template.
+
+    Of a directory that no stage made; the hub's files are not here yet.
+    """
     if model.stage is not None or (model.path / "model.json").is_file():
         return
     base = Base(**model.spec()["base"])
@@ -97,6 +103,8 @@ def check_template(model: Model) -> Iterator[tuple[str, str]]:
     if is_adapter(folder):
         folder = Path(describe(model).tokenizer)
     config = folder / "tokenizer_config.json"
+    if folder.is_dir() and not any(file for name in _FILES for file in folder.glob(name)):
+        yield "model", _UNREAD.format(base.path)
     if base.chat_template is not None or not config.is_file():
         return
     try:
@@ -133,6 +141,14 @@ def use_template(tokenizer: Any, name: str) -> None:
         text = "{{- bos_token }}" + text
     tokenizer.chat_template = text
 
+
+_UNREAD = (
+    "The tokenizer's files in {} are missing or cannot be read. Save it there once with its "
+    "`save_pretrained`."
+)
+
+_FILES = ("tokenizer*", "*.model", "vocab*", "*.tiktoken", "tekken.json")
+"""Names that tokenizers have, one of which a directory with a tokenizer has."""
 
 _CANDIDATES = {
     "pad_token": ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>"),

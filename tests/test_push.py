@@ -134,6 +134,37 @@ def test_a_merged_model_is_the_adapter_and_its_base(push: Push) -> None:
     assert not list(Path("runs/.pushes").glob("*.merged"))
 
 
+def test_a_model_that_went_on_from_an_adapter_of_the_hub_has_the_base_of_that(push: Push) -> None:
+    first = Path("runs/chain/aside")
+    made, asked = read(first / "model.json"), read(first / "stage.json")
+    made["base"] |= {"path": BASE, "revision": COMMIT}
+    (first / "model.json").write_text(json.dumps(made))
+    asked["settings"]["model"] = {"model": {"path": "me/first", "revision": "a" * 40}}
+    (first / "stage.json").write_text(json.dumps(asked))
+    assert push("runs/chain/folded", "me/mine")[0] == 0
+    assert f"base_model: {BASE}\n" in card("folded") and COMMIT in card("folded")
+    assert f"the adapter `me/first` at commit `{'a' * 40}`" in card("folded")
+
+
+def test_a_configuration_that_is_damaged_is_the_persons_own(push: Push) -> None:
+    for text, fact in (("{", "cannot be read: Expecting"), ("[]", "holds no JSON object")):
+        Path("local/generation_config.json").write_text(text)
+        code, _, wrong = push("local", "me/mine")
+        assert code == 1 and f"local/generation_config.json {fact}" in wrong
+        assert "Mend it, or fetch the model again." in wrong
+
+
+def test_a_model_without_a_tokenizer_is_a_sentence(push: Push) -> None:
+    for file in Path("local").glob("tokenizer*"):
+        file.unlink()
+    code, _, wrong = push("local", "me/mine")
+    assert code == 1 and "The tokenizer's files in " in wrong
+    Path("no.yaml").write_text(
+        "base: {path: local}\nstages: {sft: {use: sft, model: base, data: talks.jsonl}}\n"
+    )
+    assert main(["plan", "no.yaml"]) == 2, "before it is run"
+
+
 def test_what_a_training_leaves_beside_the_weights_stays_here(push: Push) -> None:
     """Of a directory that no stage made, too: PEFT's own, with the reference that DPO saves."""
     shutil.copytree("runs/chain/dpo/adapter", "theirs")
@@ -406,6 +437,14 @@ def test_the_ways_on_do_not_open_the_branch_of_others(
     assert theirs.at("main").files == files
 
 
+def test_a_tag_of_another_state_is_found_before_the_base_goes(hub: Hub, chain: Path) -> None:  # noqa: F811
+    theirs = hub.create("models/me/mine")
+    theirs.refs["refs/tags/v1"] = theirs.at("main")
+    words = ["push", "runs/chain/aside", "me/mine", "--with-base", "me/base"]
+    assert main([*words, "--tag", "v1"]) == 1
+    assert "models/me/base" not in hub.repositories
+
+
 # -- the card -------------------------------------------------------------------------------------
 
 
@@ -514,6 +553,12 @@ def test_a_word_names_a_model_as_on_every_command(chain: Path) -> None:  # noqa:
     report["comparisons"].append({"model": "sft", "against": "dpo", "role": "control"})
     Path("runs/chain/report.json").write_text(json.dumps(report))
     assert named.place("chain", Path("runs")) == "runs/chain/sft", "a control is nobody's result"
+    report["comparisons"] = []  # the last run was asked for an earlier stage
+    Path("runs/chain/report.json").write_text(json.dumps(report))
+    before = read(Path("runs/chain/evaluate/report.json"))
+    before["comparisons"].append({"model": "sft", "against": "dpo", "role": "control"})
+    Path("runs/chain/evaluate/report.json").write_text(json.dumps(before))
+    assert named.place("chain", Path("runs")) == "runs/chain/sft"
     report["stages"] = [one for one in report["stages"] if one["name"] == "evaluate"]
     Path("runs/chain/report.json").write_text(json.dumps(report))
     with pytest.raises(RecipeError, match="has made no model yet"):

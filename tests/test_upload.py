@@ -24,7 +24,12 @@ NO_HUB = (
     "does not answer as a hub does. "
     "Look at HF_ENDPOINT where it is set, and at a network that wants a login first."
 )
-CHECKED: dict[str, Any] = {"branch": "main", "pull_request": False, "ours": False}
+CHECKED: dict[str, Any] = {
+    "branch": "main",
+    "pull_request": False,
+    "ours": False,
+    "say": lambda line: None,
+}
 WHOLE = {"README.md", "adapter_config.json", "adapter_model.safetensors", "notes/run.txt"}
 
 
@@ -105,8 +110,13 @@ def test_a_tag_is_never_moved(hub: Hub, folder: Path) -> None:
     (folder / "notes" / "run.txt").write_text("better\n")
     hub.log.clear()
     with pytest.raises(StageFailed, match='tag "v1" already, of another state of this model'):
-        push(folder, tag="v1")
-    assert not hub.asked("PUT|/commit/")
+        push(folder, tag="v1", branch="new")
+    asked: dict[str, Any] = {"say": print, "wait": print}
+    with pytest.raises(StageFailed, match='tag "v1" already'):
+        upload.look(folder, REPO, "v1", later=["README.md"], **asked)
+    for repo, tag in ((REPO, "v1"), (REPO, "v2"), ("me/new", "v1")):
+        upload.look(folder, repo, tag, later=["notes/run.txt"], **asked)
+    assert not hub.asked("PUT|/commit/|POST .*/branch/")
 
 
 def test_a_tag_of_the_same_state_stays_where_it_is(hub: Hub, folder: Path) -> None:
@@ -159,8 +169,13 @@ def test_the_weights_of_others_are_not_replaced(hub: Hub) -> None:
         "me/tiny: It holds model.safetensors, which no push from here made and this one would "
         "replace. Push to another name, or to a new branch (--branch NAME)."
     )
-    for fine in ({"branch": "new"}, {"ours": True}, {"pull_request": True}):
+    repository.refs["refs/heads/cut-off"] = repository.at("main")
+    fine_branches = ({"branch": "new"}, {"branch": "cut-off"})
+    for fine in (*fine_branches, {"ours": True}, {"pull_request": True}):
         assert upload.check(REPO, private=True, **(CHECKED | fine)).exists
+    files = {"model.safetensors": hub.keep(b"others")}
+    hub.commit(repository, "refs/heads/cut-off", "others", files)
+    assert "would replace" in refusal(branch="cut-off")
     ours = hub.keep(b"---\ntags: [align-recipes]\n---\n")
     files = repository.at("main").files | {"README.md": ours}
     hub.commit(repository, "refs/heads/main", "ours", files)
@@ -279,6 +294,26 @@ def test_a_server_that_names_a_time_is_given_it(hub: Hub, folder: Path) -> None:
     hub.faults = {place: "429" for place in range(3)}
     push(folder, wait=waited.append)
     assert waited == [3.0, 3.0, 4.0]  # it asks for 3 s, we would wait for 1, 2 and 4
+
+
+@pytest.mark.parametrize(("left", "seconds"), [(0, 91), (7, 1)])
+def test_the_hubs_own_limit_is_waited_for(hub: Hub, folder: Path, left: int, seconds: int) -> None:
+    waited: list[float] = []
+    said: list[str] = []
+    paths = ["whoami", "/commit/"]
+
+    def limited(asked: Asked) -> None:
+        if paths and paths[0] in asked.path:
+            paths.pop(0)
+            raise Refused(429, "Not now", RateLimit=f'"api";r={left};t=90')
+
+    hub.before = limited
+    hub.create("models/me/tiny")
+    told = {"say": said.append, "wait": waited.append}
+    upload.check(REPO, private=True, **(CHECKED | told))
+    assert said == [f"the hub is busy (status 429); trying again in {seconds} s"]
+    push(folder, **told)
+    assert waited == [seconds, seconds] and said.count(said[0]) == 2
 
 
 def test_an_answer_that_never_comes_is_not_waited_for(

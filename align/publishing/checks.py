@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,7 +70,9 @@ class Parcel:
         return self.runs / places.PUSHES / self.key
 
 
-def checked(model: Model, repo: str, wish: Wish, runs: Path) -> list[Parcel]:
+def checked(
+    model: Model, repo: str, wish: Wish, runs: Path, say: Callable[[str], None]
+) -> list[Parcel]:
     """What is pushed, the base first.
 
     Raises:
@@ -93,7 +95,7 @@ def checked(model: Model, repo: str, wish: Wish, runs: Path) -> list[Parcel]:
     except StageFailed as failure:
         problems.append(Problem(model.name, "", str(failure)))
     if not problems and not wish.dry_run:
-        parcels = _reached(parcels, wish, problems)
+        parcels = _reached(parcels, wish, problems, say)
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return parcels
@@ -207,7 +209,9 @@ def _base(path: Path) -> Model:
     return found
 
 
-def _reached(parcels: list[Parcel], wish: Wish, problems: list[Problem]) -> list[Parcel]:
+def _reached(
+    parcels: list[Parcel], wish: Wish, problems: list[Problem], say: Callable[[str], None]
+) -> list[Parcel]:
     """Ask the hub whether the push can succeed, and whether everyone can load the base."""
     from align.publishing import upload
 
@@ -222,6 +226,7 @@ def _reached(parcels: list[Parcel], wish: Wish, problems: list[Problem]) -> list
                 private=not wish.public,
                 pull_request=wish.pull_request,
                 ours=(parcel.repo, branch) in places.branches(parcel.runs),
+                say=say,
             )
             if not (wish.public and there.private):
                 continue

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from align import headers, models
-from align.artifacts import Model, RewardModel, read_json
+from align.artifacts import Model, RewardModel
 from align.errors import StageFailed
 from align.out import Out
 from align.publishing.places import Place
@@ -44,12 +44,12 @@ def build(model: Model, base: Place | None, folder: Path) -> None:
     if spec.adapter:
         assert base is not None, "an adapter has a base"
         _link(spec.adapter / ADAPTER, folder)
-        _write(folder / CONFIG, _named(read_json(spec.adapter / CONFIG), base))
+        _write(folder / CONFIG, _named(_read(spec.adapter / CONFIG), base))
     else:
         home = Path(spec.base.path)
         for name in weights(home):
             _link(home / name, folder)
-        _write(folder / "config.json", _nowhere(read_json(home / "config.json")))
+        _write(folder / "config.json", _nowhere(_read(home / "config.json")))
     tokenizer.save_pretrained(str(folder))
     if not isinstance(model, RewardModel):
         _write(folder / GENERATION, _generation(headers.folder(spec.base), tokenizer))
@@ -77,7 +77,7 @@ def weights(home: Path) -> list[str]:
         StageFailed: there are none.
     """
     if (home / INDEX).is_file():
-        return [INDEX, *sorted(set(read_json(home / INDEX)["weight_map"].values()))]
+        return [INDEX, *sorted(set(_read(home / INDEX)["weight_map"].values()))]
     if not (home / WHOLE).is_file():
         raise StageFailed(
             f"{home} has neither {WHOLE} nor {INDEX}. Save the model with `save_pretrained` once "
@@ -118,11 +118,24 @@ def _generation(home: Path | None, tokenizer: Any) -> dict[str, Any]:
     As JSON: transformers refuses to write some of what it reads (a temperature without sampling).
     """
     file = None if home is None else home / GENERATION
-    config = read_json(file) if file and file.is_file() else {}
+    config = _read(file) if file and file.is_file() else {}
     ends = SimpleNamespace(eos_token_id=config.get("eos_token_id"))
     models.stop_at(ends, tokenizer)
     config.pop("_from_model_config", None)  # true means that another may be made of config.json
     return dict(_nowhere(config)) | vars(ends)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A configuration. A stage's were verified before: one that is damaged is not of the store."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        fact = f"cannot be read: {error}"
+    else:
+        if isinstance(value, dict):
+            return value
+        fact = "holds no JSON object"
+    raise StageFailed(f"{file} {fact}. Mend it, or fetch the model again.")
 
 
 def _link(file: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils._http import parse_ratelimit_headers
 
 from align import credentials, hub
 from align.errors import StageFailed
@@ -28,17 +29,24 @@ FULL = (402, 413, 507)
 ERRORS = (httpx2.HTTPError, OSError, RuntimeError, ValueError)
 """What the client raises: RuntimeError around errors of its threads, ValueError for a bad card."""
 
+AGAIN = " Then push again: what the hub has is not sent twice."
+
 WRITE = "A token with write access is made at https://huggingface.co/settings/tokens."
 
 
 def patiently(
     once: Callable[[], Done],
     repo: str,
-    say: Callable[[str], None] | None,
+    say: Callable[[str], None],
     pauses: Sequence[float],
     wait: Callable[[float], None],
+    again: str = "",
 ) -> Done:
-    """Try again while the hub is in trouble; every other error becomes a sentence."""
+    """Try again while the hub is in trouble; every other error becomes a sentence.
+
+    Args:
+        again: said where another time may help.
+    """
     for pause in (*pauses, None):
         try:
             return once()
@@ -46,10 +54,9 @@ def patiently(
             cause = error.__cause__ if isinstance(error, RuntimeError) else error
             failure = cause if isinstance(cause, Exception) else error
             if pause is None or not _temporary(failure):
-                raise _sentence(failure, repo, sending=say is not None) from None
+                raise _sentence(failure, repo, again) from None
             pause = max(pause, _asked(failure))
-            if say:
-                say(f"{hub.reason(failure)[0]}; trying again in {pause:g} s")
+            say(f"{hub.reason(failure)[0]}; trying again in {pause:g} s")
             wait(pause)
     raise AssertionError("the last try returns or raises")
 
@@ -62,14 +69,18 @@ def _temporary(error: Exception) -> bool:
 
 
 def _asked(error: Exception) -> float:
-    """Seconds that the hub asks to wait."""
+    """Seconds that the hub asks to wait, by its own header or the one that others send."""
     if not isinstance(error, HfHubHTTPError):
         return 0.0
-    told = error.response.headers.get("Retry-After", "")
+    headers = error.response.headers
+    limit = parse_ratelimit_headers(headers)
+    if limit and not limit.remaining:
+        return limit.reset_in_seconds + 1.0  # what is left of a second is not told
+    told = headers.get("Retry-After", "")
     return float(told) if told.isdigit() else 0.0
 
 
-def _sentence(error: Exception, repo: str, sending: bool) -> StageFailed:
+def _sentence(error: Exception, repo: str, again: str) -> StageFailed:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     words = hub.words(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -82,9 +93,7 @@ def _sentence(error: Exception, repo: str, sending: bool) -> StageFailed:
     fact, remedy = hub.reason(error)
     if "/xet-" in words:
         remedy = "A hub without Xet takes files with HF_HUB_DISABLE_XET=1."
-    again = " Then push again: what the hub has is not sent twice."
-    again = again if sending and _temporary(error) else ""
-    return StageFailed(f"{repo}: {fact}. {remedy}{again}")
+    return StageFailed(f"{repo}: {fact}. {remedy}{again if _temporary(error) else ''}")
 
 
 @contextlib.contextmanager

@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from align import named, records, store, talking
-from align.artifacts import read_json
+from align.artifacts import Model, read_json
 from align.errors import Problem, RecipeError, StageFailed
 from align.publishing import card, checks, folder, licences, lineage, places, results
 from align.publishing.checks import Parcel, Wish
 from align.publishing.places import Place
+from align.records import external
 from align.reporting.facts import size
 from align.spec import Base, describe
 
@@ -34,7 +35,7 @@ def push(word: str, repo: str, wish: Wish, runs: Path, say: Say) -> None:
     model = named.model(word, runs)
     if (where := named.place(word, runs)) != word:
         say(f"{word}: the last model is {model.name}, {where}")
-    parcels = checks.checked(model, repo, wish, runs)
+    parcels = checks.checked(model, repo, wish, runs, say)
     with contextlib.ExitStack() as held:
         for parcel in parcels:  # the base, too: its folder is that of every adapter on it
             busy = f"{parcel.model.name} ({parcel.key}) is being pushed"
@@ -107,15 +108,15 @@ def _pack(parcel: Parcel, wish: Wish, say: Say) -> None:
 
 
 def _origin(parcel: Parcel, history: lineage.Lineage) -> Place | None:
-    """What all weights came from, where that is on the hub."""
-    spec = describe(parcel.model)
-    base = spec.base if spec.adapter else None
-    if history.line and not (base and history.adapter):  # what that adapter is for, and not it
-        asked = history.line[0].record["settings"].get("model") or {}
-        base = Base.model_validate(asked["model"]) if "model" in asked else None
+    """What all weights came from, where that is on the hub; of an adapter there, its base."""
+    first = history.line[0] if history.line else None
+    asked = (first.record["settings"].get("model") or {}).get("model") if first else None
     try:
-        return None if base is None else places.of(base)
-    except LookupError:
+        spec = describe(Model(first.path) if first else parcel.model)
+        if asked and not spec.adapter:
+            spec = describe(external(Base.model_validate(asked), Model))
+        return places.of(spec.base) if spec.adapter or asked else None
+    except (LookupError, StageFailed):  # it is gone
         return None
 
 
@@ -137,6 +138,10 @@ def _show(parcel: Parcel, say: Say) -> None:
 def _send(parcels: list[Parcel], wish: Wish, say: Say) -> None:
     from align.publishing import upload
 
+    if wish.tag and len(parcels) > 1:  # before the base goes; its commit is in these files
+        *_, adapter = parcels
+        later = (folder.CONFIG, "README.md")
+        upload.look(adapter.folder, adapter.repo, wish.tag, later=later, say=say)
     for parcel in parcels:
         last = parcel is parcels[-1]
         if parcel.base is not None and parcel.base.commit is None:  # it has just got one

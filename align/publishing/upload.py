@@ -8,6 +8,7 @@ there. The client skips large files that the hub has; a second try sends what is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 import time
@@ -18,13 +19,13 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.hf_api import ModelInfo, RepoFile
+from huggingface_hub.hf_api import GitRefs, ModelInfo, RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from align import hub
 from align.errors import Problem, RecipeError, StageFailed
 from align.publishing import places
-from align.publishing.patience import PAUSES, WRITE, heard, patiently
+from align.publishing.patience import AGAIN, PAUSES, WRITE, heard, patiently
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -84,6 +85,7 @@ def check(
     private: bool,
     pull_request: bool,
     ours: bool,
+    say: Callable[[str], None],
     wait: Callable[[float], None] = time.sleep,
 ) -> Access:
     """Whether a push can succeed, asked before any work.
@@ -92,6 +94,7 @@ def check(
         branch: what it would go to.
         private: whether the push is.
         ours: whether this branch was pushed to before, from here.
+        say: told why and how long it waits.
 
     Raises:
         RecipeError: there is no token, it may not write there, the repository is public and should
@@ -106,7 +109,7 @@ def check(
         return access
 
     try:
-        return patiently(once, repo, None, PAUSES[:2], wait)
+        return patiently(once, repo, say, PAUSES[:2], wait)
     except StageFailed as failure:
         raise _refused(repo, str(failure)) from None
     except (KeyError, TypeError) as error:  # JSON, and none of a hub's answers
@@ -116,8 +119,9 @@ def check(
 def _spare(api: HfApi, repo: str, branch: str) -> None:
     """Refuse a branch with weights that would go and that no push of ours made, by its card's tag.
 
-    A branch that does not exist yet takes nothing away. All weights of a push have names that
-    count as loaded: what is not loaded is neither removed nor written over.
+    A branch that does not exist yet takes nothing away, nor does one that is where main is: a push
+    that was cut off may have made it. All weights of a push have names that count as loaded: what
+    is not loaded is neither removed nor written over.
     """
     try:
         info = api.model_info(repo, revision=branch)
@@ -125,7 +129,9 @@ def _spare(api: HfApi, repo: str, branch: str) -> None:
         return
     names = [file.rfilename for file in info.siblings or ()]
     weights = [name for name in names if name.endswith(WEIGHTS) and _loaded(name)]
-    if weights and places.TAG not in (info.tags or ()):
+    if not weights or places.TAG in (info.tags or ()):
+        return
+    if branch == "main" or info.sha != api.model_info(repo).sha:
         fact = f"It holds {weights[0]}, which no push from here made and this one would replace."
         raise _refused(repo, f"{fact} Push to another name, or to a new branch (--branch NAME).")
 
@@ -175,6 +181,33 @@ def _existing(
     return Access(user, True, bool(info.private))
 
 
+def look(
+    folder: Path,
+    repo: str,
+    tag: str,
+    *,
+    later: Sequence[str],
+    say: Callable[[str], None],
+    wait: Callable[[float], None] = time.sleep,
+) -> None:
+    """Refuse a tag as `upload` does, before anything else is sent.
+
+    Args:
+        later: files that are not as they will be.
+        say: told why and how long it waits.
+
+    Raises:
+        StageFailed: the tag is there, of another state.
+    """
+    target = _Target(HfApi(), repo, "main", tag, False, True, "", _sent(folder))
+
+    def once() -> None:
+        with contextlib.suppress(RepositoryNotFoundError):
+            target.tagged(target.api.list_repo_refs(repo), later)
+
+    patiently(once, repo, say, PAUSES[:2], wait)
+
+
 def upload(
     folder: Path,
     repo: str,
@@ -207,12 +240,12 @@ def upload(
     """
     if not sys.stderr.isatty():
         disable_progress_bars()
-    sent = {path.relative_to(folder).as_posix(): _read(path) for path in _files(folder)}
+    sent = _sent(folder)
     size = sum(file.size for file in sent.values())
     say(f"sending {len(sent)} files, {size / 1e6:,.1f} MB, to {repo}")
     target = _Target(HfApi(), repo, branch or "main", tag, pull_request, private, message, sent)
     with heard(say):
-        pushed = patiently(lambda: target.push(say), repo, say, PAUSES, wait)
+        pushed = patiently(lambda: target.push(say), repo, say, PAUSES, wait, AGAIN)
     say(f"read back: {len(sent)} files at {pushed.commit[:7]}")
     return pushed
 
@@ -239,14 +272,11 @@ class _Target:
             return made
         refs = self.api.list_repo_refs(self.repo)
         heads = {ref.name: ref.target_commit for ref in refs.branches}
+        tagged = self.tagged(refs)
         if self.branch not in heads:
             self.api.create_branch(self.repo, branch=self.branch, exist_ok=True)
             heads[self.branch] = heads["main"]
         head = heads[self.branch]
-        tagged = {ref.name: ref.target_commit for ref in refs.tags}.get(self.tag or "")
-        if tagged and any(self.differences(tagged)):
-            fact = f'There is a tag "{self.tag}" already, of another state of this model.'
-            raise StageFailed(f"{self.repo}: {fact} Choose another one.")
         _, changed, stale = self.differences(head)
         for path in stale:
             say(f"removing {path}, which would be loaded with what is pushed")
@@ -259,6 +289,15 @@ class _Target:
         if self.tag and tagged is None:
             self.api.create_tag(self.repo, tag=self.tag, revision=made.commit)
         return replace(made, tagged=tagged or made.commit) if self.tag else made
+
+    def tagged(self, refs: GitRefs, later: Sequence[str] = ()) -> str | None:
+        """The commit of the tag; one of another state, but for files of later, is refused."""
+        found = {ref.name: ref.target_commit for ref in refs.tags}.get(self.tag or "")
+        other = self.differences(found) if found else ()
+        if {path for paths in other for path in paths}.difference(later):
+            fact = f'There is a tag "{self.tag}" already, of another state of this model.'
+            raise StageFailed(f"{self.repo}: {fact} Choose another one.")
+        return found
 
     def create(self) -> None:
         """The repository, where there is none."""
@@ -319,8 +358,9 @@ def _loaded(path: str) -> bool:
     return path.startswith(FOLDERS) or (top and any(fnmatchcase(path, name) for name in LOADED))
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def _sent(folder: Path) -> dict[str, Sent]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _read(path) for path in files}
 
 
 def _read(path: Path) -> Sent:
