@@ -15,11 +15,12 @@ from pydantic import BaseModel
 
 from align import data, recipe, shelf, yaml
 from align.annotations import Annotation
-from align.artifacts import Conversations, Preferences, Prompts, Rows
+from align.artifacts import Conversations, Preferences, Prompts, Rows, Text
 from align.cli import main
 from align.data import Source
 from align.estimate import totals
 from align.recipe import Plan
+from align.stages.curate import Curate
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = sorted(
@@ -124,6 +125,19 @@ SETS: dict[str, tuple[set[str], set[str | None], list[dict[str, Any]]]] = {
             }
         ],
     ),
+    "truthfulqa/truthful_qa": (
+        {"validation"},
+        {"generation", "multiple_choice"},
+        [{"question": "One?", "mc1_targets": {"choices": ["Yes."], "labels": [1]}}],
+    ),
+    "wikimedia/wikipedia": (
+        {"train"},
+        {"20231101.en", "20231101.de"},
+        [
+            {"id": n, "url": f"https://en.wikipedia.org/wiki/{n}", "title": n, "text": "A town."}
+            for n in ("1", "2")
+        ],
+    ),
     "openai/gsm8k": (
         {"train", "test"},
         {"main", "socratic"},
@@ -164,7 +178,12 @@ def sources(
 def outside(name: str) -> Iterator[tuple[str, type[Rows] | None, Source]]:
     """(stage's kind, type of row, source) of every hub data set of a recipe."""
     for stage in planned(name).stages.values():
-        for kind, source in sources(stage.stage):
+        what: Any = stage.stage
+        if isinstance(what, Curate):  # its other data are questions that it removes
+            found = sources(what.data, what.makes())
+        else:
+            found = sources(what)
+        for kind, source in found:
             if source.path is not None:
                 yield stage.kind, kind, source
 
@@ -310,6 +329,8 @@ def test_the_columns_of_the_real_data_sets_become_the_rows_a_recipe_asks_for(
                 assert [m["role"] for m in row["chosen"] + row["rejected"]] == ["assistant"] * 2
             elif kind is Conversations:
                 assert row["messages"][-1]["role"] == "assistant"
+            elif kind is Text:
+                assert row["text"] == "A town."
             else:
                 assert kind is Prompts
                 assert row["prompt"][-1]["role"] == "user"
@@ -336,8 +357,12 @@ def test_qwen3s_template_is_its_own_with_thinking_switched_off() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_trained_on_held_out_rows(name: str) -> None:
     for kind, _, source in outside(name):
-        test = kind == "evaluate" and source.path != "google/IFEval"  # it has no training rows
-        assert source.split.startswith("test" if test else "train"), source
+        held_out = {
+            "google/IFEval": "train",
+            "truthfulqa/truthful_qa": "validation",
+        }  # all they have
+        wanted = held_out.get(str(source.path), "test") if kind == "evaluate" else "train"
+        assert source.split.startswith(wanted), source
 
 
 def test_the_rounds_preferences_hold_those_of_the_rounds_before(
