@@ -179,11 +179,8 @@ def outside(name: str) -> Iterator[tuple[str, type[Rows] | None, Source]]:
     """(stage's kind, type of row, source) of every hub data set of a recipe."""
     for stage in planned(name).stages.values():
         what: Any = stage.stage
-        if isinstance(what, Curate):  # its other data are questions that it removes
-            found = sources(what.data, what.makes())
-        else:
-            found = sources(what)
-        for kind, source in found:
+        read = (what.data, what.makes()) if isinstance(what, Curate) else (what,)
+        for kind, source in sources(*read):  # other data of `curate` are questions that it removes
             if source.path is not None:
                 yield stage.kind, kind, source
 
