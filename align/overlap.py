@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from align.curation.words import Texts, lots
 from align.data import Source
 from align.errors import RecipeError, StageFailed
 from align.out import EXAMPLES, Out
+from align.reporting.wording import learners
 from align.settings import Stage, Task
 from align.sources.source import WHERE
 
@@ -36,8 +37,9 @@ def find(
     """The report's `overlap`: one entry per task, said on the screen.
 
     `exact` and `partial` count the items that are found in the training data of one of the `models`
-    it names, the first for those that are found both ways; `not_read` says what is not known. What
-    was found is kept by the content of the data and the questions.
+    it names, the first for those that are found both ways; `by` counts for each that learnt from
+    anything; `not_read` says what is not known. What was found is kept by the content of the data
+    and the questions.
     """
     learnt: dict[str, list[Rows | Source]] = {}
     not_read: dict[str, str] = {}
@@ -59,11 +61,18 @@ def find(
     contents.save()
     report = []
     for task, about, _ in tasks:
-        of = {name_of(m): map(_name, learnt[identity(m)]) for m in models if takes(about, m)}
+        taking = [model for model in models if takes(about, model)]
+        of = {name_of(model): [*map(_name, learnt[identity(model)])] for model in taking}
         hits = {m: {n: found[n][task] for n in names if n in found} for m, names in of.items()}
         silent = sum(not text.strip() for text in questions[task].values())
         fact = {task: f"{silent} items have no text of their own."} if silent else {}
         report.append(_entry(task, questions[task], hits, not_read | fact))
+        report[-1]["by"] = {
+            model: _count(_kinds([hits[model]]))
+            | {"not_read": [n for n in (task, model, *names) if n in report[-1]["not_read"]]}
+            for model, names in of.items()
+            if names or model in not_read
+        }
         if sources:
             out.say(_sentence(report[-1]))
     unread = {name: why for one in report for name, why in one["not_read"].items()}
@@ -79,25 +88,34 @@ def _entry(
     not_read: dict[str, str],
 ) -> dict[str, Any]:
     """From the hits by model and source."""
-    kinds: dict[str, tuple[str, str]] = {}
-    for of in hits.values():
-        for source, each in of.items():
-            for item, kind in each.items():
-                kinds[item] = min(kinds.get(item, (kind, source)), (kind, source))
+    kinds = _kinds(hits.values())
     examples = [
         {"id": item, "overlap": kind, "data": source, "question": questions[item][:200]}
         for item, (kind, source) in sorted(kinds.items(), key=lambda hit: hit[1][0])
     ]
-    count = [kind for kind, _ in kinds.values()].count
     return {
         "task": task,
         "items": len(questions),
-        "exact": count("exact"),
-        "partial": count("partial"),
+        **_count(kinds),
         "models": [model for model, of in hits.items() if any(of.values())],
         "examples": examples[:EXAMPLES],
         "not_read": not_read,
     }
+
+
+def _kinds(hits: Iterable[dict[str, Hits]]) -> dict[str, tuple[str, str]]:
+    """By item how it is found, and in which source first."""
+    kinds: dict[str, tuple[str, str]] = {}
+    for of in hits:
+        for source, each in of.items():
+            for item, kind in each.items():
+                kinds[item] = min(kinds.get(item, (kind, source)), (kind, source))
+    return kinds
+
+
+def _count(kinds: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    count = [kind for kind, _ in kinds.values()].count
+    return {"exact": count("exact"), "partial": count("partial")}
 
 
 def _sentence(entry: dict[str, Any]) -> str:
@@ -107,7 +125,7 @@ def _sentence(entry: dict[str, Any]) -> str:
     example = entry["examples"][0]
     return (
         f"Overlap: {both} of {entry['items']} items of {task} stand in the training data of "
-        f"{', '.join(entry['models'])}, {entry['exact']} of them as they are; "
+        f"{learners(entry)}, {entry['exact']} of them as they are; "
         f'for example item "{example["id"]}", in {example["data"]}.'
     )
 

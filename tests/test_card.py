@@ -223,14 +223,15 @@ def test_scores_of_the_models_before_stand_beside(tmp_path: Path) -> None:
 
 def test_limits_say_what_the_numbers_do_not(tmp_path: Path) -> None:
     stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, GSM8K)
-    seen = {"task": "gsm8k", "items": 100, "exact": 7, "partial": 5, "found": True}
-    seen["not_read"] = {"json /srv/ann lee/x.jsonl": "gone"}
-    report = results.measured(tmp_path / "dpo-1", "mine", tmp_path) | {"overlap": [seen]}
+    seen = {"task": "gsm8k", "items": 100, "exact": 7, "partial": 5, "by": {}}
+    seen["not_read"] = ["json /srv/ann lee/x.jsonl", "gsm8k"]
+    report = results.measured(tmp_path / "dpo-1", "mine", tmp_path) | {"overlap": [seen, seen]}
     about = replace(subject(tmp_path), measured=report, merged=True)
     said = evidence.limits(about)
     assert "Measured was: gsm8k." in said and "No control of it was evaluated" in said
     assert "12 of 100 items of gsm8k stand in the training data, 7 of them word for word" in said
-    assert "Of `x.jsonl` it is not known whether tasks stand in it" in said
+    assert said.count("Of `x.jsonl` it is not known whether tasks stand in it") == 1
+    assert "Items without a text of their own were not looked for: gsm8k" in said
     assert "before it was folded in" in said and "not known here" in said
     assert "before it was folded in" not in evidence.limits(replace(about, merged=False))
     assert "Nothing was measured" in evidence.limits(subject(tmp_path))
@@ -255,6 +256,75 @@ def test_what_the_report_distrusts_stands_in_the_limits(tmp_path: Path) -> None:
     (tmp_path / "evaluate-1" / "artifact.json").write_text(json.dumps(manifest))
     (said,) = results.measured(tmp_path / "dpo-1", "mine", tmp_path, ["sft-1"])["doubts"]
     assert said == "75 of 100 items of gsm8k had no room after the prompt, for mine and sft."
+
+
+def change(root: Path, **more: Any) -> None:
+    """Add to the lists of a stored evaluation."""
+    file = root / "evaluate-1" / "report.json"
+    report = json.loads(file.read_text())
+    file.write_text(json.dumps(report | {key: report.get(key, []) + m for key, m in more.items()}))
+
+
+def test_a_task_that_the_model_was_not_asked_is_not_told(tmp_path: Path) -> None:
+    """Reward models are asked other tasks than language models, by the same evaluation."""
+    stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, GSM8K)
+    task = {"task": "prefs", "file": "eval/preferences.py", "n": 24, "settings": {}}
+    score = {"model": "rm", "key": "rm-1", "task": "prefs", "metric": "accuracy", "mean": 1.0}
+    score |= {"ci_low": 0.9, "ci_high": 1.0, "n": 24}
+    shared = {"task": "prefs", "items": 24, "exact": 24, "partial": 0, "models": ["rm"]}
+    shared |= {"by": {"rm": {"exact": 24, "partial": 0, "not_read": []}}, "not_read": {}}
+    notes = ["prefs of rm: the judge goes by place."]
+    change(tmp_path, tasks=[task], scores=[score], overlap=[shared], notes=notes)
+    dpo = results.measured(tmp_path / "dpo-1", "mine", tmp_path, ["sft-1"])
+    assert [one["task"] for one in dpo["tasks"]] == results.tasks(dpo) == ["gsm8k"]
+    assert not dpo["overlap"] and notes[0] not in dpo["doubts"]
+    rm = results.measured(tmp_path / "rm-1", "mine", tmp_path, ["sft-1"])
+    assert [one["task"] for one in rm["tasks"]] == results.tasks(rm) == ["prefs"]
+    assert rm["overlap"][0]["exact"] == 24 and rm["doubts"] == notes
+    said = evidence.section(replace(subject(tmp_path), measured=rm))
+    assert said.startswith("Means with 95 % intervals.\n"), "of no other model"
+
+
+def test_the_overlap_is_the_models_own(tmp_path: Path) -> None:
+    stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, GSM8K)
+    shared = {"task": "gsm8k", "items": 100, "exact": 9, "partial": 0, "not_read": {}}
+    shared["models"] = ["dpo", "all"]
+    old = results._overlap({"overlap": [shared]}, {"gsm8k": "dpo"})
+    said = evidence.limits(replace(subject(tmp_path), measured=EMPTY | {"overlap": [*old]}))
+    assert "* Up to 9 of 100 items of gsm8k stand in the training data, up to 9 of them" in said
+    [clean] = results._overlap({"overlap": [shared]}, {"gsm8k": "sft"})
+    assert clean["exact"] == 0
+    shared["by"] = {"dpo": {"exact": 2, "partial": 1, "not_read": []}, "all": {}}
+    change(tmp_path, overlap=[shared])
+    report = results.measured(tmp_path / "dpo-1", "mine", tmp_path)
+    said = evidence.limits(replace(subject(tmp_path), measured=report))
+    assert "* 3 of 100 items of gsm8k stand in the training data, 2 of them" in said
+
+
+def test_what_was_folded_in_speaks_only_where_the_whole_was_not_measured(tmp_path: Path) -> None:
+    stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, GSM8K)
+    file = tmp_path / "evaluate-1" / "report.json"
+    report = json.loads(file.read_text())
+    step, score = report["comparisons"][0], report["scores"][0]
+    control = step | {"role": "control", "against": "more", "against_key": "more-1"}
+    merge = {"model": "merged", "key": "merge-1"}
+    own = step | merge | {"against": "dpo", "against_key": "dpo-1"}
+    change(tmp_path, comparisons=[control, own], scores=[score | merge | {"mean": 0.5}])
+    line = ["sft-1", "dpo-1", "merge-1"]
+    found = results.measured(tmp_path / "merge-1", "whole", tmp_path, line, tmp_path / "dpo-1")
+    compared = {(one["model"], one["role"], one["against"]) for one in found["comparisons"]}
+    assert compared == {("whole", "step", "dpo"), ("whole", "control", "more")}
+    means = {one["model"]: one["mean"] for one in found["scores"] if one["metric"] == "strict"}
+    assert means == {"sft": 0.3, "dpo": 0.4, "whole": 0.5}
+
+
+def test_a_model_that_is_listed_before_is_no_step_before(tmp_path: Path) -> None:
+    stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, GSM8K)
+    (tmp_path / "other-1").mkdir()
+    (tmp_path / "other-1" / "artifact.json").write_text("{}")
+    for line, role in (([], "asked"), (["other-1"], "step")):
+        [one] = results.measured(tmp_path / "dpo-1", "mine", tmp_path, line)["comparisons"]
+        assert one["role"] == role
 
 
 # -- where it comes from --------------------------------------------------------------------------
@@ -296,6 +366,13 @@ def test_what_goes_on_from_an_adapter_of_the_hub_says_so(
     report = results.measured(tmp_path / "dpo-1", "mine", tmp_path, ["me/adapter"])
     assert [one["against"] for one in report["comparisons"]] == ["me/adapter"]
     assert {one["model"] for one in report["scores"]} == {"mine", "me/adapter"}
+
+
+def test_an_average_names_all_its_models(tmp_path: Path) -> None:
+    base = {"model": {"path": "maker/tiny"}, "name": "base"}
+    models = [{"artifact": "sft-1", "name": "sft"}, {"artifact": "dpo-1", "name": "dpo"}, base]
+    said = card._step(made(tmp_path, "average-1", {}, models=models))
+    assert said == "`average` (average of `sft`, `dpo` and `maker/tiny`)"
 
 
 def test_data_whose_questions_are_removed_is_no_data_of_the_model(

@@ -13,6 +13,7 @@ from align import overlap, records, shelf, store
 from align.artifacts import Conversations, Model, Preferences, Prompts, RewardModel, Samples, Scored
 from align.data import Source
 from align.out import Out
+from align.reporting.wording import learners
 from align.settings import Reward, Stage, Task
 from align.stages.dpo import Dpo
 from align.stages.pair import Pair
@@ -221,6 +222,24 @@ def test_what_is_gone_is_said_and_the_rest_is_looked_at(
     entry = found(models, out)
     assert entry["exact"] == 1 and "gone.jsonl cannot be read" in str(entry["not_read"])
     assert "gone.jsonl" in capsys.readouterr().err
+
+
+def test_every_model_is_counted_by_itself(
+    tmp_path: Path, write_rows: Write, out: Out, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {"one": [LONG], "all": [LONG, SHORT]}
+    files = {n: write_rows(f"{n}.jsonl", [{"text": t} for t in said]) for n, said in texts.items()}
+    models = [trained(tmp_path, Source(path=str(file)), name) for name, file in files.items()]
+    gone = trained(tmp_path, Source(path=str(tmp_path / "gone.jsonl")), "gone")
+    entry = found([base(tmp_path), *models, gone], out)
+    assert entry["exact"] == 2 and entry["by"] == {
+        "one": {"exact": 1, "partial": 0, "not_read": []},
+        "all": {"exact": 2, "partial": 0, "not_read": []},
+        "gone": {"exact": 0, "partial": 0, "not_read": [*entry["not_read"]]},
+    }
+    assert "in the training data of one (1), all (2), 2 of them" in capsys.readouterr().err
+    entry["by"]["one"]["exact"] = 2
+    assert learners(entry) == learners({**entry, "by": {}}) == "one, all"
 
 
 def test_items_without_a_text_are_not_said_to_be_unknown_to_the_chain(

@@ -89,7 +89,7 @@ def metadata(about: Subject) -> ModelCardData:
                     TAG,
                     *(["lora"] if adapter else []),
                     *(["reward-model"] if about.reward else []),
-                    *(step.kind for step in about.lineage.line),
+                    *(step.kind.replace("_", "-") for step in about.lineage.line),
                 ]
             )
         ),
@@ -109,7 +109,7 @@ def _parts(about: Subject) -> Iterator[str]:
 
 def _what(about: Subject) -> str:
     config = about.adapter
-    what = "A reward model: it scores a whole dialog" if about.reward else "A language model"
+    what = "A reward model, which scores whole dialogs" if about.reward else "A language model"
     if config is not None:
         what += f", as a LoRA adapter of rank {config['r']}"
     if about.base is None:
@@ -148,7 +148,16 @@ def _step(step: Step) -> str:
     sources = sources if isinstance(sources, list) else [sources]
     on = ", ".join(_source(source) for source in sources)
     kind = "" if step.kind == step.name else f" ({step.kind})"
+    if models := asked.get("models"):
+        names = [_model(model) for model in models]
+        kind = f" ({step.kind} of {', '.join(names[:-1])} and {names[-1]})"
     return f"{code(step.name)}{kind}{f' on {on}' if on else ''}"
+
+
+def _model(model: Entry) -> str:
+    if "artifact" in model:
+        return code(model["name"] or model["artifact"])
+    return code(next(lineage.names(model["model"]["path"])))
 
 
 def _source(source: Entry) -> str:

@@ -45,7 +45,8 @@ def limits(about: Subject) -> str:
 
 
 def _parts(report: Entry, name: str) -> Iterator[str]:
-    yield "Means with 95 % intervals, on the same items for all models."
+    several = len({one["model"] for one in report["scores"]}) > 1
+    yield f"Means with 95 % intervals{', on the same items for all models' * several}."
     yield _scores(report, name)
     whole, _ = scores.compared(report)
     if whole:
@@ -121,12 +122,12 @@ def _limits(about: Subject) -> Iterator[str]:
             "seed makes another one."
         )
         roles = {one["role"] for one in report["comparisons"]}
-        if "control" not in roles:
+        if roles and "control" not in roles:
             yield (
                 "No control of it was evaluated: some of what it gained on the step before may "
                 "come of more training alone."
             )
-        if about.merged or any(step.kind == "merge" for step in about.lineage.line):
+        if about.merged or any(step.kind == "merge" for step in about.lineage.line[-1:]):
             yield (
                 "What was measured may be the adapter on its base, before it was folded in: both "
                 "were compared, and differ by rounding."
@@ -152,17 +153,24 @@ def _limits(about: Subject) -> Iterator[str]:
 
 def _overlap(report: Entry) -> Iterator[str]:
     """What stands in the training data of what was asked."""
-    clean = []
+    clean, silent, unread = [], [], dict[str, None]()
     for one in report["overlap"]:
-        both = one["exact"] + one["partial"]
-        if one["found"] and both:
-            yield (
-                f"{both:,} of {one['items']:,} items of {plain(one['task'])} stand in the training "
-                f"data, {one['exact']:,} of them word for word: its score says less."
+        own = "by" in one or len(one["models"]) < 2  # earlier versions: of all models together
+        task, most = plain(one["task"]), "" if own else "up to "
+        if both := one["exact"] + one["partial"]:
+            said = (
+                f"{most}{both:,} of {one['items']:,} items of {task} stand in the training data, "
+                f"{most}{one['exact']:,} of them word for word: its score says less."
             )
+            yield said[0].upper() + said[1:]
         else:
-            clean.append(plain(one["task"]))
-        for name in one.get("not_read", ()):
-            yield f"Of {code(file(name))} it is not known whether tasks stand in it."
+            clean.append(task)
+        names = one.get("not_read", ())
+        silent += [task] if one["task"] in names else []
+        unread |= {name: None for name in names if name != one["task"]}
+    for name in unread:
+        yield f"Of {code(file(name))} it is not known whether tasks stand in it."
+    if silent:
+        yield f"Items without a text of their own were not looked for: {', '.join(silent)}."
     if clean:
         yield f"No item stands in the training data that was read: {', '.join(clean)}."

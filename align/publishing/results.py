@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,26 +29,27 @@ def measured(
 ) -> Entry:
     """What the store's reports say of a model, as one report.
 
-    `scores` of it and of the models it was compared with, `comparisons` of it, `tasks`, `overlap`
-    and `doubts`, the sentences of the evaluations about their answers; `gates` about it, from
-    `gates.verdicts`. A task that several evaluations asked, in whatever way, is told from the
-    latest alone.
+    `scores` of it and of the models it was compared with, `comparisons` of it, `tasks` that it has
+    scores of, their `overlap` with what it learnt from, and `doubts`, the sentences of the
+    evaluations about the answers; `gates` about it, from `gates.verdicts`. A task that several
+    evaluations asked, in whatever way, is told from the latest alone.
 
     Args:
         path: the model's directory.
         name: what the model is called.
         root: the store that is searched.
         line: the models it was made from, by key or hub id: their scores are told beside it.
-        merged: the model that was folded into this one: what was measured of it counts, too.
+        merged: the model that was folded into this one: what was measured of it counts, too,
+            where this one was not measured itself.
     """
     lists = ("scores", "comparisons", "tasks", "overlap", "gates", "doubts")
     found: Entry = {key: [] for key in lists}
-    ours = {path, merged} - {None}
+    ours = [path] if merged is None else [path, merged]
     for file in sorted(root.glob("*/report.json"), key=_made_at, reverse=True):
         if (file.parent / store.MANIFEST).is_file():
             _add(found, file, _Subject(name, root.resolve(), ours, line))
     told = {task["task"]: task["report"] for task in found["tasks"]}
-    for one in sorted(filter(None, ours), reverse=True):
+    for one in ours:
         for entry in gates.verdicts(root, one.name):
             found["gates"] += [
                 gate
@@ -97,60 +98,96 @@ def _made_at(file: Path) -> str:
 
 @dataclass(frozen=True)
 class _Subject:
-    """The model that is told of: its name, its store, its directories, what it was made from."""
+    """The model that is told of: its name, its store, its directory and that of the model folded
+    into it, what it was made from."""
 
     name: str
     root: Path
-    ours: set[Path | None]
+    ours: list[Path]
     line: Collection[str]
 
 
 def _add(found: Entry, file: Path, about: _Subject) -> None:
     """What one report says of the model, but for tasks that are known from a later one."""
     report, of = read_json(file), {"made_at": _made_at(file), "report": file.parent.name}
-    keys = {
+    keys = [
         one["key"]
+        for path in about.ours
         for one in report["scores"]
-        if {(about.root / one["key"]).resolve(), _at(one)} & about.ours
-    }
+        if path in ((about.root / one["key"]).resolve(), _at(one))
+    ]
     known = {task["task"] for task in found["tasks"]}
-    nothing = {"file": "", "n": 0, "settings": {}}  # reports of earlier versions do not say how
-    asked = report.get("tasks") or [{"task": task, **nothing} for task in tasks(report)]
-    new = [task for task in asked if task["task"] not in known]
-    names = {task["task"] for task in new}
-    if not keys or not names:
+    scores = [one for one in report["scores"] if _whole(one) not in known]
+    speaks = _speaks(scores, keys, _whole)
+    if not speaks:
         return
 
     def renamed(entry: Entry) -> Entry:
-        mine = {"model": about.name} if entry["key"] in keys else {}
+        mine = {"model": about.name} if speaks[_whole(entry)] == entry["key"] else {}
         return _called(entry, about.line) | mine
 
-    compared = [
-        renamed(one)
-        for one in report["comparisons"]
-        if one["key"] in keys and one["task"].partition("/")[0] in names
-    ]
-    beside = {one["against_key"] for one in compared} | keys | {*about.line}
-    found["comparisons"] += compared
-    found["scores"] += [
-        renamed(one)
-        for one in report["scores"]
-        if one["key"] in beside and one["task"].partition("/")[0] in names
-    ]
-    found["tasks"] += [{**task, **of} for task in new]
+    asked = [one for one in report["comparisons"] if _whole(one) in speaks]
+    compared = _speaks(asked, keys, _pair)
+    asked = [one for one in asked if compared.get(_pair(one)) == one["key"]]
+    named = {"model": about.name}
+    found["comparisons"] += [_called(_role(one, about), about.line) | named for one in asked]
+    beside = {one["against_key"] for one in asked} | {*about.line}
+    shown: dict[str, dict[str, str]] = {task: {} for task in speaks}
+    for one in scores:
+        task = _whole(one)
+        if task in speaks and (one["key"] in beside or one["key"] == speaks[task]):
+            found["scores"].append(renamed(one))
+            shown[task][one["model"]] = renamed(one)["model"]
+    nothing = {"file": "", "n": 0, "settings": {}}  # reports of earlier versions do not say how
+    told = report.get("tasks") or [{"task": task, **nothing} for task in tasks(report)]
+    found["tasks"] += [{**task, **of} for task in told if task["task"] in speaks]
     counts = read_json(file.with_name(store.MANIFEST)).get("counts") or {}
-    shown = {
-        one["model"]: renamed(one)["model"] for one in report["scores"] if one["key"] in beside
+    counts = {n: _of(count, shown[_task(n)]) for n, count in counts.items() if _task(n) in speaks}
+    found["doubts"] += lost({"name": file.parent.name, "counts": counts})
+    heads = tuple(f"{task} of {model}:" for task, models in shown.items() for model in models)
+    found["doubts"] += [note for note in report.get("notes", ()) if note.startswith(heads)]
+    names = {_whole(one): one["model"] for one in scores if one["key"] == speaks.get(_whole(one))}
+    found["overlap"] += _overlap(report, names)
+
+
+def _whole(entry: Entry) -> str:
+    """The task of a score or a comparison, without its subset."""
+    return str(entry["task"].partition("/")[0])
+
+
+def _pair(comparison: Entry) -> tuple[str, str]:
+    return _whole(comparison), comparison["role"]
+
+
+def _speaks(entries: list[Entry], keys: list[str], group: Callable[[Entry], Any]) -> dict[Any, str]:
+    """By group whose entries are told: the first of the keys that has any."""
+    return {
+        group(one): key for key in dict.fromkeys(keys[::-1]) for one in entries if one["key"] == key
     }
-    asked = {name: _of(count, shown) for name, count in counts.items() if _task(name) in names}
-    found["doubts"] += lost({"name": file.parent.name, "counts": asked})
-    found["doubts"] += report.get("notes", ())
-    called = {one["model"] for one in report["scores"] if one["key"] in keys}
-    found["overlap"] += [
-        {**one, "found": bool(called & {*one["models"]})}
-        for one in report.get("overlap", ())
-        if one["task"] in names
-    ]
+
+
+def _role(comparison: Entry, about: _Subject) -> Entry:
+    """`step` only for what the model was made from: evaluations compare with what is listed before
+    it where that is not among their models."""
+    against = comparison["against_key"]
+    made = (about.root / against / store.MANIFEST).is_file()
+    strange = comparison["role"] == "step" and made and against not in about.line
+    return {**comparison, "role": "asked"} if strange else comparison
+
+
+def _overlap(report: Entry, names: dict[str, str]) -> Iterator[Entry]:
+    """The overlap of tasks with what the model itself learnt from; `names`: its own, by task.
+
+    Earlier versions counted for all models together: not more than that is this one's.
+    """
+    for one in report.get("overlap", ()):
+        name = names.get(one["task"])
+        if name is None:
+            continue
+        if "by" not in one:
+            yield one if name in one["models"] else {**one, "exact": 0, "partial": 0}
+        elif name in one["by"]:
+            yield {**one, **one["by"][name]}
 
 
 def _called(entry: Entry, line: Collection[str]) -> Entry:

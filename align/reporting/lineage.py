@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from align.artifacts import Model, Rows
 from align.records import Contents
 from align.reporting import drawing, facts
+from align.reporting.wording import learners
 from align.shelf import SHELF
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def overlap(report: Entry) -> str:
             [
                 escape(one["task"]),
                 *(f"{one[key]:,}" for key in ("items", "exact", "partial")),
-                escape(", ".join(one["models"])),
+                escape(learners(one)),
                 f"<details><summary>examples</summary>{examples}</details>" if examples else "",
             ]
         )

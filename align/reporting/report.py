@@ -18,7 +18,8 @@
                  verdict (passed, inconclusive, failed), flipped (lost, won: items' ids; n_lost,
                  n_won; examples), problem (why it cannot be judged)
     overlap      task, items, exact, partial (items that are in training data), models, examples,
-                 not_read (by name, why data could not be compared)
+                 not_read (by name, why data could not be compared), by (model: exact, partial,
+                 not_read of what it learnt from itself)
     notes        sentences about what was found: a judge that goes by place or by length
 
 Models are called by their names in the recipe. Intervals are 95 %.
