@@ -42,14 +42,14 @@ def read(source: Rows | Source, kind: type[Rows], out: Out | None, seed: int = 0
 
     Raises:
         StageFailed: there is no data, it cannot be read, its columns are not known, a row is not
-            what the first row promised, no row can be used, or there are less than `count`.
+            what the first row promised, no row can be used, there are less than `count`, or the
+            rows change between the two times.
     """
     block = Source(stage=source) if isinstance(source, Rows) else source
     found = _left(block, kind, out)
     if block.count is None:
         return found
-    bound = _bound(block, kind, seed)
-    return (row for row in found if _drawn(seed, row["id"]) <= bound)
+    return _counted(found, block, _bound(block, kind, seed), seed)
 
 
 def _left(block: Source, kind: type[Rows], out: Out | None) -> Iterator[Row]:
@@ -199,6 +199,20 @@ def _drawn(seed: int, name: str) -> int:
     """Uniform below 2^64."""
     digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big")
+
+
+def _counted(found: Iterator[Row], block: Source, bound: int, seed: int) -> Iterator[Row]:
+    """The rows that draw up to `bound`: `count` of them, if they are those it was made for."""
+    n = 0
+    for row in found:
+        if _drawn(seed, row["id"]) <= bound:
+            n += 1
+            yield row
+    if n != block.count:
+        raise StageFailed(
+            f"{name_of(block)} gave {n} rows in place of {block.count}: it changed between the two "
+            "times that `count` reads it. Run again when nobody writes to it."
+        )
 
 
 def _bound(block: Source, kind: type[Rows], seed: int) -> int:

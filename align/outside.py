@@ -18,16 +18,13 @@ from align.data import Source
 from align.errors import StageFailed
 from align.models import Base, token_problem
 from align.options import nearest
-from align.records import data_files, external, is_path
-from align.sources import files, raw
+from align.records import external, is_path
+from align.sources import files, local, raw
 from align.spec import adapted_base, is_adapter
 from align.yaml import Node, show
 
 if TYPE_CHECKING:
     from align.reading import Reader
-
-LOADERS = ("json", "csv", "parquet", "text", "arrow", "xml", "webdataset")
-"""What `path` may say in a data source when `data_files` names the files."""
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -63,7 +60,7 @@ def source(
     read = reader.block(Source, Node(block, node.place, node.key), path, given)
     if isinstance(read, Source):
         try:
-            data_files(read)
+            local.named(read)
         except FileNotFoundError as error:
             where = block["data_files"]
             message = f'"data_files": there is no file {show(str(error))}.'
@@ -126,7 +123,7 @@ def _data(
         return {"path": BAD}
     if node.place in reader.unset:
         return {"path": BAD if reader.unset_path(node, path) is BAD else word}
-    if word in LOADERS and not os.path.exists(word):
+    if word in local.LOADERS and not os.path.exists(word):
         if "data_files" not in block:
             reader.problem(node.key, path, f'"{word}" needs "data_files": which files?')
             return {"path": BAD}
@@ -147,7 +144,7 @@ def _local_data(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
     found = shelf.find(word)
     if found is None:
         return reader.problem(node.place, path, f'There is no file "{word}".')
-    files = found.rglob("*") if found.is_dir() else [found]
+    files = local.below(found) if found.is_dir() else [found]
     try:
         if not any(file.stat().st_size for file in files if file.is_file()):
             return reader.problem(node.place, path, f'"{word}" is empty.')

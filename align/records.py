@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from glob import glob
-from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,8 @@ from align.data import Source
 from align.errors import StageFailed
 from align.models import Base
 from align.settings import Reward, Settings, Stage, Task
+from align.sources import local
+from align.sources.local import data_files as data_files
 from align.spec import adapted_base, is_adapter
 
 # -- content -------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ class Contents:
             return self._file(path)
         if (path / "artifact.json").is_file():
             return self._file(path / "artifact.json")
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        files = sorted(local.below(path))
         names = [file.relative_to(path).as_posix() for file in files]
         seen = [
             (name, self._file(file))
@@ -163,39 +163,17 @@ def _local(block: Base | Source, contents: Contents) -> dict[str, Any]:
         if block.chat_template and (file := Path(block.chat_template)).is_file():
             asked["chat_template"] = {"content": contents.of(file)}
         return asked
-    if files := data_files(block):
-        asked["data_files"] = [contents.of(file) for file in files]
-        return asked | {"data_dir": None}
+    if data_files(block):
+        held = {
+            split: [contents.of(Path(file)) if os.path.isfile(file) else file for file in files]
+            for split, files in local.named(block).items()
+        }
+        asked["data_files"] = held if isinstance(block.data_files, dict) else held["train"]
+        where = None if Path(block.path or "").is_dir() else block.path
+        return asked | {"data_dir": None, "path": where}
     if block.path and Path(block.path).exists():
         asked["path"] = {"content": contents.of(Path(block.path))}
     return asked
-
-
-def data_files(block: Source) -> list[Path]:
-    """The local files that `data_files` names (patterns are allowed), in order.
-
-    Raises:
-        FileNotFoundError: a name or a pattern leads to no file; the message is the name.
-    """
-    if block.data_files is None or (block.path and "/" in block.path):
-        return []
-    names = block.data_files
-    names = list(names.values()) if isinstance(names, dict) else names
-    flat = [n for name in ([names] if isinstance(names, str) else names) for n in _flat(name)]
-    found: list[Path] = []
-    for name in flat:
-        if "://" in name or "${env:" in name:
-            continue
-        pattern = os.path.expanduser(os.path.join(block.data_dir or "", name))
-        files = [Path(file) for file in sorted(glob(pattern, recursive=True)) if isfile(file)]
-        if not files:
-            raise FileNotFoundError(name)
-        found += files
-    return found
-
-
-def _flat(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
 
 
 def is_path(word: str) -> bool:

@@ -83,10 +83,9 @@ def sliced(paths: list[Path], split: str, broken: Broken | None = None) -> Itera
 
 def _file(path: Path, broken: Broken | None) -> Iterator[Row]:
     suffix = format_of(path)
-    if suffix not in SUFFIXES:
-        raise StageFailed(
-            f"{path}: files are read that end in {', '.join(SUFFIXES)} ({', '.join(PACKED)} too)."
-        )
+    if suffix not in SUFFIXES or (suffix == ".parquet" and suffix != path.suffix.lower()):
+        packed = f"and {', '.join(PACKED)} after it but for parquet, which is packed in itself"
+        raise StageFailed(f"{path}: files are read that end in {', '.join(SUFFIXES)} ({packed}).")
     try:
         yield from _parquet(path) if suffix == ".parquet" else _text(path, suffix, broken)
     except (OSError, EOFError, ValueError, csv.Error, zlib.error, lzma.LZMAError) as error:
@@ -101,12 +100,28 @@ def _file(path: Path, broken: Broken | None) -> Iterator[Row]:
 def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1000):
-        yield from map(plain, batch.to_pylist())
+    batches = pyarrow.parquet.ParquetFile(path).iter_batches(1000)
+    return plain_rows(str(path), (row for batch in batches for row in batch.to_pylist()))
+
+
+def plain_rows(name: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows as JSON has them.
+
+    Raises:
+        StageFailed: bytes of a column are no text.
+    """
+    for number, row in enumerate(rows, 1):
+        try:
+            yield plain(row)
+        except UnicodeDecodeError as error:
+            raise StageFailed(
+                f"{name}, row {number}: it holds bytes that are no UTF-8 text, "
+                f"{error.object[:8]!r} …. Write that column as text, or leave it out of the file."
+            ) from None
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: times in ISO's form, and of other types their text.
+    """A value as JSON has it: times in ISO's form, bytes as UTF-8, of other types their text.
 
     Arrow gives every tool the arguments of all others, as nulls: those of tools are left out.
     """
@@ -121,6 +136,8 @@ def plain(value: Any) -> Any:
         return [plain(one) for one in value]
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
+    if isinstance(value, bytes):
+        return value.decode()
     return str(value)
 
 
@@ -240,11 +257,11 @@ def _json(path: Path, content: bytes, broken: Broken | None) -> Iterator[Row]:
     text = _decoded(path, 1, content)
     try:
         value = json.loads(text) if text.strip() else []
-    except (json.JSONDecodeError, RecursionError) as error:
-        lines = [line for line in content.splitlines() if line.strip()]
-        if len(lines) == 1 or not lines[0].rstrip().endswith(b"}"):
+    except (ValueError, RecursionError) as error:
+        lines = [(n, line) for n, line in enumerate(content.splitlines(), 1) if line.strip()]
+        if len(lines) == 1 or not lines[0][1].rstrip().endswith(b"}"):
             raise StageFailed(f"{path} is damaged JSON: {error}.") from None
-        for number, line in enumerate(lines, 1):
+        for number, line in lines:
             yield from _one(path, number, line, broken)
         return
     if isinstance(value, dict):
@@ -271,6 +288,8 @@ def _one(path: Path, number: int, line: bytes, broken: Broken | None) -> Iterato
     except json.JSONDecodeError as error:
         what = error.msg.removesuffix(" at")
         fact, row = f"is damaged JSON: {what} at character {error.colno}", None
+    except ValueError:  # Python's limit
+        fact, row = "holds a whole number of more than 4,300 digits", None
     except RecursionError:
         fact, row = "is damaged JSON: it is nested too deeply", None
     else:

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 def asked(row: Row) -> Dialog:
     """The dialog of a row up to the assistant's first answer: every row of one conversation, or of
-    one tree, asks the same.
+    one tree, asks the same. What the system says asks nothing.
 
     Raises:
         StageFailed: it is a document, which asks nothing.
@@ -26,7 +26,8 @@ def asked(row: Row) -> Dialog:
     if said is None:
         raise StageFailed("Documents have no prompts by which they could be kept apart.")
     roles = [message["role"] for message in said]
-    return list(said[: roles.index("assistant")] if "assistant" in roles else said)
+    asks = said[: roles.index("assistant")] if "assistant" in roles else said
+    return [message for message in asks if message["role"] not in ("system", "developer")]
 
 
 def number(row: Row) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,7 +14,7 @@ from typing import Any
 from align.artifacts import Rows
 from align.errors import StageFailed
 from align.out import Out
-from align.sources import files, loading
+from align.sources import files, loading, local
 from align.sources.source import WHERE, Source
 
 Row = dict[str, Any]
@@ -70,17 +71,18 @@ def _raw(source: Source, told: Told | None) -> Iterator[Row]:
     if (folder / "artifact.json").is_file():
         return Rows(folder).rows()
     split, _, part = source.split.partition("[")
-    paths = _files(source)
-    if paths is None and _is_plain(folder) and not (source.data_files or source.name):
-        paths = loading.folder_files(folder, split)
-    elif paths is not None and split != "train":
-        raise StageFailed(f'{name} has no split "{split}". Say `split: train`.')
+    try:
+        named = local.named(source)
+    except FileNotFoundError as error:
+        raise StageFailed(f'{name}: "data_files": there is no file "{error}".') from None
+    paths = _files(source, folder, split, named)
     if paths is None:
         asked = source.model_dump(include=WHERE | {"streaming"})
-        loaded = loading.load(
-            name, **asked | {"path": str(folder if folder.is_dir() else source.path)}
-        )
-        return map(files.plain, loaded)
+        if folder.is_dir():
+            asked["path"] = str(folder.absolute())  # a folder called `json` is no loader
+        if named:
+            asked |= {"data_files": named, "data_dir": None}
+        return files.plain_rows(name, loading.load(name, **asked))
 
     def broken(number: int, fact: str, begins: str) -> None:
         if told is not None:
@@ -94,25 +96,37 @@ _OURS = ("json", "csv", "parquet")
 """Loaders of `datasets` that are not needed for local files: these are read without a cache."""
 
 
-def _files(source: Source) -> list[Path] | None:
-    """The local files that a source names; None where they are not all here."""
-    named: Any = source.path
-    if source.data_files:  # with a folder or a hub id as `path` they are names in there
-        named = source.data_files if source.path in _OURS and not source.data_dir else None
-    names = [named] if isinstance(named, str) else named
-    found = [Path(name).expanduser() for name in names] if isinstance(names, list) else []
-    return found if found and all(file.is_file() for file in found) else None
+def _files(
+    source: Source, folder: Path, split: str, named: Mapping[str, list[str]]
+) -> list[Path] | None:
+    """The local files that hold a split; None where `datasets` reads them."""
+    if named:
+        if split not in named:
+            have = f"It has {', '.join(named)}."
+            raise StageFailed(f'{name_of(source)} has no split "{split}". {have}')
+        found = [Path(file) for file in named[split]]
+        plain = all(file.is_file() and files.format_of(file) in files.SUFFIXES for file in found)
+        return found if plain and (source.path in _OURS or folder.is_dir()) else None
+    if source.data_files:
+        return None
+    if folder.is_file():
+        if split != "train":
+            raise StageFailed(f'{name_of(source)} has no split "{split}". Say `split: train`.')
+        return [folder]
+    if _is_plain(folder) and not source.name:
+        return loading.folder_files(folder / (source.data_dir or ""), split)
+    return None
 
 
 def _is_plain(folder: Path) -> bool:
     """Whether a folder holds data files, and no card that says which of them are what."""
     if not folder.is_dir() or (folder / "README.md").is_file():
         return False
-    return any(files.format_of(file) in files.SUFFIXES for file in folder.rglob("*"))
+    return any(files.format_of(file) in files.SUFFIXES for file in local.below(folder))
 
 
 def _columns(rows: Iterator[Row], templates: Mapping[str, str], name: str) -> Iterator[Row]:
-    """Rows with the columns that `columns:` makes; "{x}" alone is the column x as it is."""
+    """Rows with the columns that `columns:` makes; "{x}" or "{x[y]}" alone is that as it is."""
     if not templates:
         yield from rows
         return
@@ -121,10 +135,15 @@ def _columns(rows: Iterator[Row], templates: Mapping[str, str], name: str) -> It
         texts = {key: "" if value is None else value for key, value in row.items()}
         for column, template in templates.items():
             alone = re.fullmatch(r"\{(\w[^{}]*)\}", template)
+            one = alone[1] if alone else ""
             try:
-                one = alone[1] if alone else ""
-                made[column] = row[one] if one in row else template.format(**texts)
-            except (KeyError, IndexError, ValueError, AttributeError) as error:
+                if one in row:
+                    made[column] = row[one]
+                elif re.fullmatch(r"[^.!:]+\[[^!:]+\]", one):
+                    made[column] = string.Formatter().get_field(one, (), row)[0]
+                else:
+                    made[column] = template.format(**texts)
+            except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
                 raise StageFailed(
                     f'{name}, row {number}: columns.{column} is "{template}", and {error} is no '
                     f"column. There are {', '.join(row)}."
