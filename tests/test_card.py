@@ -299,6 +299,9 @@ def test_the_overlap_is_the_models_own(tmp_path: Path) -> None:
     report = results.measured(tmp_path / "dpo-1", "mine", tmp_path)
     said = evidence.limits(replace(subject(tmp_path), measured=report))
     assert "* 3 of 100 items of gsm8k stand in the training data, 2 of them" in said
+    one = {**shared, "exact": 1}
+    said = evidence.limits(replace(subject(tmp_path), measured=EMPTY | {"overlap": [one]}))
+    assert "* 1 of 100 items of gsm8k stands in the training data, 1 of them" in said
 
 
 def test_what_was_folded_in_speaks_only_where_the_whole_was_not_measured(tmp_path: Path) -> None:
@@ -443,7 +446,8 @@ def test_a_template_that_writes_the_date_is_said(
     file.write_text("{{ strftime_now('%d %b %Y') }}")
     assert "in training that was 26 Jul 2024" in usage.section(about)
     file.write_text("{{ messages }}")
-    assert "2024" not in usage.section(about)
+    said = usage.section(about)
+    assert "2024" not in said and "Its chat template is" in said, "how it was trained is not known"
 
 
 # -- the base -------------------------------------------------------------------------------------

@@ -159,8 +159,9 @@ def _overlap(report: Entry) -> Iterator[str]:
         task, most = plain(one["task"]), "" if own else "up to "
         if both := one["exact"] + one["partial"]:
             said = (
-                f"{most}{both:,} of {one['items']:,} items of {task} stand in the training data, "
-                f"{most}{one['exact']:,} of them word for word: its score says less."
+                f"{most}{both:,} of {one['items']:,} items of {task} stand{'s' * (both == 1)} in "
+                f"the training data, {most}{one['exact']:,} of them word for word: its score says "
+                "less."
             )
             yield said[0].upper() + said[1:]
         else:

@@ -50,7 +50,7 @@ def _python(about: Subject) -> Iterator[str]:
     yield f"from transformers import AutoModelFor{kind}, AutoTokenizer{more}"
     yield ""
     yield f'tokenizer = AutoTokenizer.from_pretrained("{about.repo}")'
-    head = ", num_labels=1, pad_token_id=tokenizer.pad_token_id" if about.reward else ""
+    head = ",\n    num_labels=1, pad_token_id=tokenizer.pad_token_id" if about.reward else ""
     if config is None:
         yield f'model = AutoModelFor{kind}.from_pretrained("{about.repo}", dtype="auto")'
     else:
@@ -149,7 +149,8 @@ def _template(about: Subject) -> Iterator[str]:
     from transformers import AutoTokenizer
 
     digest = template_hash(AutoTokenizer.from_pretrained(str(about.folder)))
-    said = f"The chat template it was trained with is {code(TEMPLATE)} (sha256 {code(digest)})"
+    whose = "The chat template it was trained with" if about.lineage.steps else "Its chat template"
+    said = f"{whose} is {code(TEMPLATE)} (sha256 {code(digest)})"
     generation = about.folder / GENERATION
     if generation.is_file():
         ends = read_json(generation)["eos_token_id"]
