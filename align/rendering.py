@@ -49,20 +49,14 @@ def render(tokenizer: Any, messages: Dialog, *, prompt: bool = False, tools: Any
     """The text of a dialog; with `prompt`, up to where the assistant's next turn begins.
 
     Raises:
-        StageFailed: there is no template, or it leaves the tools out.
-        Refused: it refuses the dialog, or leaves out or changes what is said in it.
+        StageFailed: there is no template.
+        Refused: it refuses the dialog, leaves its tools out, or leaves out or changes what is said.
     """
     import jinja2
 
     if tokenizer.chat_template is None:
         raise StageFailed(NO_TEMPLATE.format(tokenizer.name_or_path))
     tools = json.loads(tools) if isinstance(tools, str) else tools
-    if tools and "tools" not in str(tokenizer.chat_template):
-        raise StageFailed(
-            f"The chat template of {tokenizer.name_or_path} writes no tools, and a dialog has "
-            "some. Name one that does: base: {chat_template: llama-3.1}, or leave them out (in "
-            "eval/bfcl.py: calls: prompt)."
-        )
     template = dated(_chosen(tokenizer, tools))
     try:
         text = tokenizer.apply_chat_template(
@@ -72,6 +66,7 @@ def render(tokenizer: Any, messages: Dialog, *, prompt: bool = False, tools: Any
             tokenize=False,
             chat_template=template,
         )
+        named = [str(tool.get("function", tool).get("name", "")) for tool in tools or ()]
     except (jinja2.TemplateError, *_FAILURES) as error:
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise Refused(
@@ -79,6 +74,12 @@ def render(tokenizer: Any, messages: Dialog, *, prompt: bool = False, tools: Any
             "Change those rows, or name another template: base: {chat_template: …}."
         ) from None
     assert isinstance(text, str)
+    if not all(name in text for name in named):
+        raise Refused(
+            f"The chat template of {tokenizer.name_or_path} writes no tools, and a dialog has "
+            "some. Name one that does: base: {chat_template: llama-3.1}, or leave them out (in "
+            "eval/bfcl.py: calls: prompt)."
+        )
     if (lost := _lost(messages, text)) is not None:
         raise Refused(
             f"The chat template of {tokenizer.name_or_path} {_about(messages[lost], lost)}"

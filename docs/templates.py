@@ -65,6 +65,7 @@ REASONS = {
     "i": ("begins another turn after", "it begins another turn after the last answer"),
     "j": ("refuses a dialog", "it raises an error of its own"),
     "k": ("leaves out or changes message", "it leaves out or changes what others say"),
+    "l": ("writes no tools", "it leaves out the tools of a dialog"),
 }
 
 BEGIN = "<!-- from here on written by docs/templates.py -->\n"

@@ -307,8 +307,15 @@ def test_tools_reach_the_template(tokenizer: Any) -> None:
 
 
 def test_tools_that_a_template_leaves_out_are_refused(tokenizer: Any) -> None:
+    """All of them, or where there is no system prompt."""
+    tools = [{"type": "function", "function": {"name": "add"}}]
     with pytest.raises(StageFailed, match="writes no tools, and a dialog has some. Name one that"):
-        chat.prompt(tokenizer, [ASK], [{"type": "function", "function": {"name": "add"}}])
+        chat.prompt(tokenizer, [ASK], tools)
+    own = tokenizer.chat_template
+    tokenizer.chat_template = own + "{% if messages[0].role == 'system' %}{{ tools }}{% endif %}"
+    with pytest.raises(StageFailed, match="writes no tools"):
+        chat.prompt(tokenizer, [ASK], tools)
+    assert chat.prompt(tokenizer, [{"role": "system", "content": "Hm."}, ASK], tools)
     assert chat.prompt(tokenizer, [ASK], "[]") == chat.prompt(tokenizer, [ASK])
 
 

@@ -114,7 +114,11 @@ def test_calls_of_tools_are_learnt_and_their_results_are_not(
     assert list(conversations(rows, tokenizer, 999, out, "eval.", "drop"))
     said = "eval_data: 2 answers are read, each with the end of its turn, and not learnt. "
     assert f"{said}1 calls of tools are read in them." in capsys.readouterr().err
-    tokenizer.chat_template = tokenizer.chat_template.replace("message.tool_calls or []", "[]")
+    own = tokenizer.chat_template
+    tokenizer.chat_template = own.replace("call.arguments | tojson", "'{}'")
+    with pytest.raises(StageFailed, match="row0: .* does not write the arguments of a tool's call"):
+        learn([dialog], tokenizer, out, limit=999)
+    tokenizer.chat_template = own.replace("message.tool_calls or []", "[]")
     with pytest.raises(StageFailed, match="row0: .* it does not write the tools that the assist"):
         learn([dialog], tokenizer, out, limit=999)
 
