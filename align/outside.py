@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align import adapters, forms, hub, shelf
-from align.artifacts import Artifact, Model, RewardModel, Rows
+from align import adapters, glance, hub, shelf
+from align.artifacts import Artifact, Model, RewardModel
 from align.data import Source
 from align.errors import StageFailed
 from align.models import Base, token_problem
 from align.options import nearest
 from align.records import external, is_path
-from align.sources import files, local, raw
+from align.sources import local
 from align.spec import adapted_base, is_adapter
 from align.yaml import Node, show
 
@@ -66,30 +66,10 @@ def source(
             message = f'"data_files": there is no file {show(str(error))}.'
             return reader.problem(where.place, path, message)
         try:
-            form_of(read, wanted)
+            glance.form_of(read, wanted, reader.strict)
         except StageFailed as failure:
             return reader.problem(block["path"].place, path, str(failure))
     return read
-
-
-def form_of(source: Source, wanted: Sequence[type[Artifact]]) -> str | None:
-    """What the rows of a local file are, by its first one; None where a stage will see that.
-
-    Only of files whose first line is their first row, which costs no import, and where rows of one
-    type are wanted.
-
-    Raises:
-        StageFailed: the row cannot be read, or is nothing that is wanted.
-    """
-    kinds = [kind for kind in wanted if issubclass(kind, Rows)]
-    file = Path(source.path or "")
-    suffix = files.format_of(file)
-    light = suffix in (".jsonl", ".ndjson", ".csv", ".tsv") and file.suffix != ".zst"
-    if len(kinds) != 1 or not light or not file.is_file():
-        return None
-    whole = source.model_copy(update={"split": source.split.partition("[")[0]})
-    first, columns = next(raw.rows(whole)), source.columns
-    return forms.recognise(first, kinds[0], str(file), source.format, columns).words
 
 
 def _stage(
@@ -132,11 +112,21 @@ def _data(
         reader.unchecked(path, f"{word} is not on this machine")
         return {"path": word}
     if is_path(word):
+        _unversioned(reader, node, block, path)
         return {"path": _local_data(reader, node, path)}
     if word.count("/") == 1:
         return {"path": word, "revision": _commit(reader, "dataset", word, block, node, path)}
     reader.problem(node.place, path, f'"{word}" is neither a file nor a hub id (owner/name).')
     return {"path": BAD}
+
+
+def _unversioned(
+    reader: Reader, node: Node, block: dict[str, Node], path: tuple[str, ...]
+) -> None:
+    """Refuse the revision of a path: it would change keys, and nothing that is read."""
+    if "revision" in block and block["revision"].value is not None:
+        fact = f'"{node.value}" is a path, which has no revisions. Leave "revision" out.'
+        reader.problem(block["revision"].place, path, fact)
 
 
 def _local_data(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
@@ -218,6 +208,7 @@ def base(reader: Reader, node: Node, path: tuple[str, ...]) -> Any:
         if name.place in reader.unset:
             given["path"] = BAD if reader.unset_path(name, path) is BAD else word
         elif is_path(word):
+            _unversioned(reader, name, block, path)
             given["path"] = _local_model(reader, name, path)
         elif word.count("/") == 1:
             given["revision"] = _commit(reader, "model", word, block, name, path)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align import artifacts, hub, launch, records, shelf, yaml
+from align import artifacts, glance, hub, launch, records, shelf, yaml
 from align.annotations import Annotation
 from align.artifacts import Artifact, Model
 from align.errors import Problem, RecipeError, StageFailed
@@ -346,7 +346,7 @@ class _Reading:
         if self._hangs(block) or self.unsure & {one.name for one in records.consumed(stage)}:
             self.unsure.add(name)
         else:
-            self._check(stage, block, path)
+            self._check(stage, made, block, path)
         attempt = self.attempts.get(name, 0)
         try:
             key = records.key(stage, kind, attempt, self.contents)
@@ -407,10 +407,13 @@ class _Reading:
         """Whether a value in a block hangs on a variable that is not set: its file is not there."""
         return any(below.place in self.reader.unset for _, below in node.walk())
 
-    def _check(self, stage: Stage, block: Node, path: tuple[str, ...]) -> None:
-        """What the stage itself knows to be wrong."""
+    def _check(
+        self, stage: Stage, made: type[Artifact], block: Node, path: tuple[str, ...]
+    ) -> None:
+        """What the stage itself knows to be wrong, and data that it cannot take."""
+        unreadable = glance.unreadable(stage, made, self.reader.strict)
         try:
-            for key, message in stage.check():
+            for key, message in (*stage.check(), *unreadable):
                 node = block
                 for part in key.split("."):
                     node = _below(node, part)

@@ -502,6 +502,35 @@ def test_what_is_wrong_with_a_local_file_is_known_when_the_recipe_is_read(
     assert error.value.problems[0].path.startswith("stages.sft.data.0")
 
 
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_data_that_a_later_stage_cannot_take_stops_the_recipe_before_the_first(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    (tmp_path / "b.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n')
+    (tmp_path / "c.json").write_text('[{"text": "a"}]')
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "stages:\n"
+        f"  first: {{use: curate, rows: conversations, data: [{tmp_path}/a.jsonl]}}\n"
+        f"  second: {{use: curate, rows: conversations, data: [{tmp_path}/b.jsonl]}}\n"
+        f"  third: {{use: curate, rows: text, data: [{{path: {tmp_path}/a.jsonl, split: dev}}],\n"
+        f"    decontaminate: [{{use: eval/gsm8k.py, data: {{path: {tmp_path}/b.jsonl,\n"
+        "      split: 'test[:8]'}}]}\n"
+        f"  fourth: {{use: curate, rows: conversations, data: [{tmp_path}/c.json]}}\n"
+    )
+    assert cli.main([verb, str(file), "--store", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert (
+        re.search(r"r\.yaml:3:\d+: stages.second.data.0: ", said)
+        and "no format of conversations" in said
+    )
+    assert f'stages.third.data.0: {tmp_path}/a.jsonl has no split "dev"' in said
+    assert f'stages.third.decontaminate.0.data: {tmp_path}/b.jsonl has no split "test"' in said
+    assert ("stages.fourth.data.0: " in said) == (verb == "run"), "a plan reads no whole file"
+    assert not list((tmp_path / "runs").glob("curate-*"))
+
+
 def test_a_source_that_rows_are_kept_apart_from_is_part_of_the_key(
     tmp_path: Path,
 ) -> None:

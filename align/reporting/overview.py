@@ -6,9 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from align import outside, store
-from align.annotations import Annotation
-from align.data import Source
+from align import glance, store
 from align.estimate import costs
 from align.reporting import facts
 
@@ -61,15 +59,9 @@ def show(plan: Plan, asked: str, memory: float | None) -> Iterator[str]:
 def _forms(plan: Plan) -> Iterator[str]:
     """What the rows of local files are taken for."""
     for name, planned in plan.stages.items():
-        for key, field in type(planned.stage).model_fields.items():
-            value = getattr(planned.stage, key)
-            several = Annotation.of(field.annotation, field.metadata)
-            wanted = Annotation.of(several.items).artifacts if several.items else several.artifacts
-            if (made := type(planned.artifact)) in wanted:  # of several types the one it makes
-                wanted = (made,)
-            for source in value if isinstance(value, list) else [value]:
-                if isinstance(source, Source) and (words := outside.form_of(source, wanted)):
-                    yield f"{name}.{key}, {source.path}: {words}"
+        for key, source, wanted in glance.sources(planned.stage, type(planned.artifact)):
+            if words := glance.form_of(source, wanted, any_file=False):
+                yield f"{name}.{key.partition('.')[0]}, {source.path}: {words}"
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
