@@ -162,10 +162,13 @@ class Talker:
 
         prompt = chat.prompt(self.tokenizer, self.messages)
         if len(prompt) >= self.context:
+            what, remedy = "question", "Ask a shorter one."
+            if len(self._questions()) > 1:
+                remedy = "Leave out its oldest question with /forget, all of it with /clear, and "
+                what, remedy = "dialog", f"{remedy}ask again."
             raise StageFailed(
-                f"The dialog has {len(prompt):,} tokens, and {self.name} reads at most "
-                f"{self.context:,}. Leave out its oldest question with /forget, all of it with "
-                "/clear, and ask again."
+                f"The {what} has {len(prompt):,} tokens, and {self.name} reads at most "
+                f"{self.context:,}. {remedy}"
             )
         return prompt
 

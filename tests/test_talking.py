@@ -249,6 +249,20 @@ def test_a_full_context_is_said_and_nothing_is_left_out_unasked(
     assert [m["content"][:1] for m in talker.messages if m["role"] == "user"] == ["y"]
 
 
+def test_one_question_that_is_too_long_is_to_be_asked_shorter(
+    talker: talking.Talker,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: Callable[..., str],
+) -> None:
+    person = Typed(monkeypatch, ["x" * 300])
+    terminal.converse([talker], person.show)
+    wrong = said(str(tiny_model), stdin="x" * 300, code=1)
+    for shown in (person.shown, wrong):
+        assert "The question has" in shown and "reads at most 256. Ask a shorter one." in shown
+        assert "/forget" not in shown
+
+
 def test_a_broken_byte_is_said_and_the_dialog_goes_on(
     talker: talking.Talker, monkeypatch: pytest.MonkeyPatch, said: Callable[..., str]
 ) -> None:

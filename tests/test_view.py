@@ -180,7 +180,9 @@ DIALOG = [
 ]
 
 
-def test_of_a_stage_that_trains_what_it_learns_to_say_is_marked(view: Lines) -> None:
+def test_of_a_stage_that_trains_what_it_learns_to_say_is_marked(
+    view: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made("reject", [{"id": "a/0", "prompt_id": "a", "messages": DIALOG, "score": 2.0}])
     head = ["sft (its data): Conversations, not made yet", "", "a/0"]
     assert view("sft") == [
@@ -194,6 +196,12 @@ def test_of_a_stage_that_trains_what_it_learns_to_say_is_marked(view: Lines) -> 
         "  > R│e│d│<|end|>",
         "    ⏎",
     ]
+    monkeypatch.setenv("COLUMNS", "36")
+    assert view("sft", "--tokens")[-4:-1] == [
+        "    <s>│<|user|>│N│a│m│e│·│a│·│c│o│l",
+        "    o│u│r│.│<|end|>│⏎│<|assistant|>",
+        "  > R│e│d│<|end|>",
+    ], "and nothing is cut"
 
 
 def test_on_a_terminal_what_is_learnt_has_a_colour_too_unless_nobody_wants_one(

@@ -249,14 +249,34 @@ def _masked(see: learnt.See, tokens: bool, colour: bool) -> Form:
             head = f"{part.name:9}" if part.name else ""
             for mark, run in groupby(part.tokens, key=lambda token: token.mark):
                 each = [token.text for token in run]
-                text = "│".join(map(_bounded, each)) if tokens else "".join(each)
-                if text.strip() or mark != learnt.READ:
+                code = COLOURS[mark] if colour else ""
+                text = "".join(each)
+                if tokens:
+                    yield from _split(f"  {head}{SIGNS[mark]} ", each, width, code)
+                elif text.strip() or mark != learnt.READ:
                     text = text.strip("\n") if text.strip() else _bounded(text)
-                    code = COLOURS[mark] if colour else ""
                     yield from _line(f"  {head}{SIGNS[mark]} ", text, width, code)
-                    head = " " * len(head)
+                else:
+                    continue
+                head = " " * len(head)
 
     return lines
+
+
+def _split(head: str, tokens: Iterable[str], width: int, colour: str) -> Iterator[str]:
+    """Tokens with bars between them after a head, on as many lines of that width as they need."""
+    lines: list[list[str]] = [[]]
+    used, room = 0, width - cell_len(head) + 1  # a line's last token has no bar after it
+    for token in map(_bounded, tokens):
+        size = cell_len(visible(token)) + 1
+        if width != WHOLE and lines[-1] and used + size > room:
+            lines.append([])
+            used = 0
+        lines[-1].append(token)
+        used += size
+    for line in lines:
+        yield from _line(head, "│".join(line), width, colour)
+        head = " " * cell_len(head)
 
 
 def _counts(seen: learnt.Seen) -> Iterator[str]:
