@@ -52,7 +52,7 @@ def write(
         problems.append(Problem("align eval", "", message))
     if problems:
         raise RecipeError(problems)
-    block: dict[str, Any] = {"models": [_model(word, chat_template) for word in models]}
+    block: dict[str, Any] = {"models": [_model(word, chat_template, store) for word in models]}
     block["tasks"] = [{"use": word} for word in tasks]
     tree = _node(block)
     for setting in settings:
@@ -81,8 +81,14 @@ def _place(word: str) -> str:
     return os.path.abspath(os.path.expanduser(word)) if records.is_path(word) else word
 
 
-def _model(word: str, chat_template: str | None) -> Any:
-    return word if chat_template is None else {"path": word, "chat_template": chat_template}
+def _model(word: str, chat_template: str | None, store: Path) -> Any:
+    """A model of the hub at the commit it is at now: the recipe's first run keeps no later call."""
+    block = {"path": word}
+    if not records.is_path(word) and word.count("/") == 1:
+        block["revision"] = named.model(word, store).spec()["base"]["revision"]
+    if chat_template is not None:
+        block["chat_template"] = chat_template
+    return block if len(block) > 1 else word
 
 
 def _task_perhaps(word: str) -> Problem | None:

@@ -52,12 +52,12 @@ def reference(kind: Kind, name: str, revision: str | None) -> str:
 
 
 def noted(store: Path, kind: Kind, name: str, revision: str | None) -> str | None:
-    """The commit a name meant when the hub was last asked for a recipe of this store."""
+    """The commit a name meant when it was last used in this store."""
     return _read(store / NOTES / reference(kind, name, revision))
 
 
 def note(store: Path, resolved: dict[str, str]) -> None:
-    """Keep in the store what the hub has said: commits by `reference`.
+    """Keep in the store which commits names meant, by `reference`.
 
     Its cache does not know: what is fetched by its commit has no name there.
     """
@@ -86,36 +86,30 @@ def offline() -> bool:
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
 
 
-def resolve(kind: Kind, name: str, revision: str | None) -> str:
-    """The commit that a name means, asking the hub where the cache does not know.
+def resolve(kind: Kind, name: str, revision: str | None, patience: float = 20) -> str:
+    """The commit that a name means now, as the hub says; it may take `patience` seconds.
 
-    An adapter is fetched at once: it is small, and what it is put on stands in its files alone.
+    The cache is not asked: its `main` is that of the last download. An adapter is fetched at once:
+    it is small, and what it is put on stands in its files alone.
 
     Raises:
-        LookupError: it does not, and the hub cannot be asked or does not know either.
+        LookupError: the hub cannot be asked or does not know; half a sentence and the remedy.
     """
-    commit = cached(kind, name, revision)
-    if commit is not None:
-        return commit
     if offline():
         raise LookupError(
-            "it is not in the local cache, and the environment says to stay offline "
-            "(HF_HUB_OFFLINE). Download it, name a directory, or go online"
+            "the environment says to stay offline (HF_HUB_OFFLINE). Download it, or go online."
         )
     from httpx2 import HTTPError
     from huggingface_hub import HfApi, ModelInfo, snapshot_download
 
     try:
-        info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=20)
+        info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=patience)
         if info.gated:  # everyone may know of it: its files are what must be asked for
             HfApi().auth_check(name, repo_type=kind)
         if isinstance(info, ModelInfo) and _is_adapter(info):
             snapshot_download(name, revision=info.sha)
     except (HTTPError, OSError, *STRANGE) as error:
-        fact, remedy = reason(error)
-        raise LookupError(
-            f"it is not in the local cache, and {fact}. {remedy} Or name a copy on this machine"
-        ) from None
+        raise LookupError("{}. {}".format(*reason(error))) from None
     return str(info.sha)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-from align import outside, shelf
+from align import hub, outside, shelf
 from align.artifacts import Model, RewardModel, read_json
 from align.errors import Problem, RecipeError
 from align.reading import Reader
@@ -31,6 +32,8 @@ def model(word: str, store: Path) -> Model:
     read = outside.model(reader, node, (), [Model, RewardModel])
     if reader.problems or not isinstance(read, Model):
         raise RecipeError(reader.problems)
+    hub.note(store, reader.resolved)
+    sys.stderr.writelines(f"{sentence}\n" for sentence in reader.told)
     read.path = read.path.resolve() if read.path.is_dir() else read.path
     read.name = called(str(read.path))
     return read
@@ -49,7 +52,9 @@ def place(word: str, store: Path) -> str:
         _refuse_rows(Path(os.path.expanduser(word)))
         return word
     report = read_json(folder / "report.json")
-    controls = {one["against"] for one in report["comparisons"] if one["role"] == "control"}
+    reports = [report, *map(read_json, folder.glob("*/report.json"))]  # of evaluations made earlier
+    compared = [one for found in reports for one in found["comparisons"]]
+    controls = {one["against"] for one in compared if one["role"] == "control"}
     for stage in reversed(report["stages"]):
         path = folder / stage["name"]
         if stage["name"] not in controls and _makes(path) == "Model":

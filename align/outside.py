@@ -120,9 +120,7 @@ def _data(
     return {"path": BAD}
 
 
-def _unversioned(
-    reader: Reader, node: Node, block: dict[str, Node], path: tuple[str, ...]
-) -> None:
+def _unversioned(reader: Reader, node: Node, block: dict[str, Node], path: tuple[str, ...]) -> None:
     """Refuse the revision of a path: it would change keys, and nothing that is read."""
     if "revision" in block and block["revision"].value is not None:
         fact = f'"{node.value}" is a path, which has no revisions. Leave "revision" out.'
@@ -152,29 +150,45 @@ def _commit(
     node: Node,
     path: tuple[str, ...],
 ) -> Any:
-    """The commit a hub id means now: in the cache, else as the hub says.
+    """The commit a hub id means: that which the recipe began with, else as the hub says now.
 
-    `plan` asks nobody and takes what a run was told last; so does a run that cannot ask.
+    `plan` asks nobody and takes what is known here; so does a run that cannot ask.
     """
     asked = block["revision"].value if "revision" in block else None
     if asked is not None and not isinstance(asked, str):
         place = block["revision"].place
         return reader.problem(place, path, f'"revision" is a word, not {show(asked)}.')
-    commit = hub.cached(kind, name, asked)
-    if commit is not None:
+    reference = hub.reference(kind, name, asked)
+    if (commit := reader.resolved.get(reference)) is not None:
         return commit
-    noted = hub.noted(reader.store, kind, name, asked)
-    here = noted is not None and hub.cached(kind, name, noted) is not None
+    kept = reader.kept.get(reference)
+    commit = kept or hub.cached(kind, name, asked) or hub.noted(reader.store, kind, name, asked)
+    here = hub.cached(kind, name, commit) if commit else None
     if not reader.strict:
-        if not here:
+        if here is None:
             reader.unchecked(path, f"{name} is on the hub and not in the local cache")
-        return noted or asked
+        return commit or asked
+    if here is not None and here == asked:
+        return here
     try:
-        commit = hub.resolve(kind, name, asked)
+        now = hub.resolve(kind, name, asked, 5 if here else 20)
     except LookupError as error:
-        return noted if here else reader.problem(node.place, path, f'"{name}": {error}.')
-    reader.resolved[hub.reference(kind, name, asked)] = commit
-    return commit
+        if here is None:
+            fact = f"it is not in the local cache, and {error} Or name a copy on this machine."
+            return reader.problem(node.place, path, f'"{name}": {fact}')
+        if not hub.offline():
+            reader.told.append(f"{name} is commit {here}, as last known here: {error}")
+        now = here
+    else:
+        if kept is None and now != asked:
+            reader.told.append(f"{name} is commit {now}, as the hub says.")
+        elif kept not in (None, now):
+            reader.told.append(
+                f"{name} is commit {now} on the hub by now. This recipe began with {kept} and "
+                f"keeps it. To take the new one, write `revision: {now}` beside its path."
+            )
+    reader.resolved[reference] = kept or now
+    return kept or now
 
 
 # -- models --------------------------------------------------------------------------------------

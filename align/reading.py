@@ -53,7 +53,13 @@ class Reader:
     """What cannot be checked, and where it stands."""
 
     resolved: dict[str, str] = field(default_factory=dict)
-    """What the hub was asked: commits, by `hub.reference`."""
+    """What names of the hub mean: commits, by `hub.reference`."""
+
+    kept: dict[str, str] = field(default_factory=dict)
+    """What they meant when the recipe ran first."""
+
+    told: list[str] = field(default_factory=list)
+    """Sentences about names of the hub, for whoever runs the recipe."""
 
     def wrong(self, node: Node, path: tuple[str, ...], fact: str) -> Any:
         """Note that the value at a path is wrong; the fact goes on after the quoted key."""

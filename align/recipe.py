@@ -31,6 +31,9 @@ KEYS = ("base", "seed", "defaults", "launch", "stages")
 ATTEMPTS = "attempts.json"
 """In `runs/<recipe>/`: how often each stage was asked for again."""
 
+COMMITS = "hub.json"
+"""In `runs/<recipe>/`: which commits names of the hub meant when it ran first."""
+
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 
 
@@ -60,6 +63,12 @@ class Plan:
     seed: int
     attempts: dict[str, int] = field(default_factory=dict)
     """How often each stage was asked for again, where one was now; a run remembers it."""
+
+    commits: dict[str, str] = field(default_factory=dict)
+    """What names of the hub mean, by `hub.reference`; a run remembers it."""
+
+    told: list[str] = field(default_factory=list)
+    """Sentences about them."""
 
 
 def read(
@@ -91,12 +100,22 @@ def read(
         raise RecipeError(_in_order(problems))
     assert len(stages) == len(reading.reader.later), "a stage was left out without a word"
     reading.contents.save()
-    hub.note(store, reading.reader.resolved)
+    commits = reading.reader.resolved
+    hub.note(store, commits)
     found = reading.reader.not_checked.items()
     not_checked = [f"{fact}: {', '.join(where)}" for fact, where in found if where]
     attempts = reading.attempts if again else {}
     return Plan(
-        reading.name, path, store, stages, not_checked, list(overrides), reading.seed, attempts
+        reading.name,
+        path,
+        store,
+        stages,
+        not_checked,
+        list(overrides),
+        reading.seed,
+        attempts,
+        reading.reader.kept | commits if commits else {},
+        reading.reader.told,
     )
 
 
@@ -204,6 +223,8 @@ class _Reading:
         self.attempts: dict[str, int] = {}
         if (file := reader.store / self.name / ATTEMPTS).is_file():
             self.attempts = artifacts.read_json(file)
+        if (file := reader.store / self.name / COMMITS).is_file():
+            reader.kept = artifacts.read_json(file)
 
     def stages(self, overrides: list[str]) -> dict[str, Planned]:
         """The whole recipe; `overrides` are only noted, they are in the tree."""

@@ -17,7 +17,7 @@ from align.artifacts import Model, read_json
 from align.errors import GateStopped, Problem, RecipeError, StageFailed
 from align.processes import Forked, Fresh, Server, Stuck
 from align.progress import Screen, in_words
-from align.recipe import ATTEMPTS
+from align.recipe import ATTEMPTS, COMMITS
 from align.reporting import report
 from align.reporting.wording import gate_sentence
 
@@ -44,6 +44,8 @@ def run(plan: Plan, targets: Sequence[str] = ()) -> int:
     if lacks := [*_lacks(plan, wanted)]:
         raise RecipeError(lacks)
     screen = Screen()
+    for sentence in plan.told:
+        screen.say(sentence)
     if number := nodes.machine(plan, wanted):
         signals = Signals()
         try:
@@ -76,11 +78,12 @@ def _lacks(plan: Plan, wanted: list[Planned]) -> Iterator[Problem]:
 
 
 def remember(plan: Plan) -> None:
-    """Keep how often stages were asked for again, once it is sure that the plan runs."""
-    if plan.attempts:
-        folder = plan.store / plan.name
-        folder.mkdir(parents=True, exist_ok=True)
-        store.write_json(folder / ATTEMPTS, plan.attempts)
+    """Keep what was asked for again and what the hub said, once it is sure that the plan runs."""
+    folder = plan.store / plan.name
+    for name, found in ((ATTEMPTS, plan.attempts), (COMMITS, plan.commits)):
+        if found:
+            folder.mkdir(parents=True, exist_ok=True)
+            store.write_json(folder / name, found)
 
 
 def _report(plan: Plan, status: str, screen: Screen) -> None:
@@ -313,7 +316,11 @@ def _on(plan: Plan) -> str:
 
 
 def _link(plan: Plan) -> None:
-    """Make `runs/<recipe>/` show this plan: links to what is made or begun, and no others."""
+    """Make `runs/<recipe>/` show this plan: links to what is made or begun of its stages.
+
+    Of one that is neither the link stays at what was made of it last: a run that was asked for
+    another stage alone takes no model away.
+    """
     folder = plan.store / plan.name
     if folder.is_dir():
         for path in folder.iterdir():
@@ -325,7 +332,7 @@ def _link(plan: Plan) -> None:
             store.link(folder / name, path)
         elif store.partial(path).is_dir():
             store.link(folder / name, store.partial(path))
-        else:
+        elif not (folder / name / store.MANIFEST).is_file():
             (folder / name).unlink(missing_ok=True)
 
 

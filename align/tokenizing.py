@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
-from align import chat
+from align import chat, headers
 from align.artifacts import Model
 from align.errors import StageFailed
 from align.spec import Base, describe, is_adapter, sentences
@@ -105,7 +106,10 @@ def check_template(model: Model) -> Iterator[tuple[str, str]]:
     config = folder / "tokenizer_config.json"
     if folder.is_dir() and not any(file for name in _FILES for file in folder.glob(name)):
         yield "model", _UNREAD.format(base.path)
-    if base.chat_template is not None or not config.is_file():
+    if base.chat_template is not None:
+        yield from _unended(base, folder if folder.is_dir() else headers.folder(base))
+        return
+    if not config.is_file():
         return
     try:
         own = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
@@ -113,6 +117,36 @@ def check_template(model: Model) -> Iterator[tuple[str, str]]:
         return  # said where the recipe names the base
     if not own and not any(folder.glob("*chat_template*")):
         yield "model", chat.NO_TEMPLATE.format(base.path)
+
+
+def _unended(base: Base, folder: Path | None) -> Iterator[tuple[str, str]]:
+    """A template by name whose end of a turn, of the form `<|…|>`, is none of the tokenizer's.
+
+    Said where the tokenizer's files are here and have it nowhere; the rest is seen when the stage
+    loads them.
+    """
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return
+    compiler = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    dialog = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    try:
+        text = compiler.from_string(template(base.chat_template or "")).render(messages=dialog)
+    except (TemplateError, TypeError):
+        return  # it uses what transformers adds to jinja, or cannot be rendered: the stage says it
+    end = re.match(r"\s*(<\|[^|<>]+\|>)", text.rpartition("Hello")[2])
+    if end is None:
+        return
+    known = "".join(file.read_text(encoding="utf-8") for file in folder.glob("*token*.json"))
+    if end[1] not in known and json.dumps(end[1])[1:-1] not in known:
+        yield (
+            "model",
+            f"The chat template {base.chat_template} ends a turn with {end[1]}, which is no token "
+            f"of {base.path}. Name another: base: {{chat_template: plain}} works with every "
+            "tokenizer.",
+        )
 
 
 def template(name: str) -> str:

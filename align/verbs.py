@@ -341,6 +341,7 @@ def new(arguments: list[str]) -> int:
     if asked.origin not in shelf.recipes():
         hint = nearest(asked.origin, shelf.recipes())
         message = f"There is no such shipped recipe.{hint} Shipped are: {listed(shelf.recipes())}."
+        message += " One of your own is copied as a folder: cp -r."
         raise RecipeError([Problem(f"--from {asked.origin}", "", message)])
     if target.exists():
         raise RecipeError([Problem(asked.name, "", "This exists already. Choose another name.")])
@@ -363,7 +364,7 @@ def new(arguments: list[str]) -> int:
 def clean(arguments: list[str]) -> int:
     """Show what no recipe here still needs, and remove it if told so.
 
-    Needed is what the latest run of each recipe made or used, what it was made from, and what the
+    Needed is what was made last of each stage of each recipe, what it was made from, and what the
     recipes named here plan. Nothing is removed without --yes.
 
     examples:

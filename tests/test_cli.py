@@ -155,7 +155,8 @@ def test_a_copied_recipe_plans_and_owns_its_files(
 
 def test_new_from_what_is_not_shipped(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new", "copy", "--from", "tiny-rael"]) == 2
-    assert 'Did you mean "tiny-real"?' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert 'Did you mean "tiny-real"?' in said and "One of your own is copied as a folder" in said
     assert not Path("copy").exists()
 
 

@@ -344,7 +344,11 @@ def test_a_missing_template_is_found_by_the_plan_where_dialogs_are_rendered(
         (found,) = planned(f"base: {path}\n{stages}")
         assert found.startswith("r.yaml:2:") and f"one.model: The tokenizer of {path}" in found
         assert "Name one: base: {chat_template: chatml}" in found
-        assert planned(f"base: {{path: {path}, chat_template: chatml}}\n{stages}") == []
+        assert planned(f"base: {{path: {path}, chat_template: plain}}\n{stages}") == []
+        (found,) = planned(f"base: {{path: {path}, chat_template: chatml}}\n{stages}")
+        assert "one.model: The chat template chatml ends a turn with <|im_end|>, which" in found
+        (found,) = planned(f"base: {{path: {path}, chat_template: plain, revision: abc}}\n{stages}")
+        assert found.startswith("r.yaml:1:") and "is a path, which has no revisions." in found
     assert planned(f"base: {path}\nstages: {{pretrain: {{model: base, data: d.jsonl}}}}\n") == []
     (path / "tokenizer.json").write_text("{")
     (found,) = planned(f"base: {{path: {path}, pad_token: <pad>, chat_template: plain}}\n{stages}")

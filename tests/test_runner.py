@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,19 @@ def test_links_show_the_recipe_as_it_is() -> None:
     assert runner.run(second) == 1
     assert not Path("runs/chain/third").is_symlink()
     assert os.readlink("runs/chain/last") == f"../{second.stages['last'].artifact.key}.partial"
+
+
+def test_a_run_of_one_stage_keeps_the_links_of_what_was_made_after_it() -> None:
+    first = plan()
+    runner.run(first)
+    other = plan(CHAIN, "stages.second.value=20")
+    assert runner.run(other, ["second"]) == 0
+    links = {p.name: os.readlink(p) for p in Path("runs/chain").iterdir() if p.is_symlink()}
+    assert links["second"] == f"../{other.stages['second'].artifact.key}"
+    assert links["third"] == f"../{first.stages['third'].artifact.key}", "the last that was made"
+    shutil.rmtree(first.stages["third"].artifact.path)
+    assert runner.run(other, ["second"]) == 0
+    assert not Path("runs/chain/third").is_symlink()
 
 
 def test_targets_are_names_or_kinds_and_bring_what_they_need() -> None:

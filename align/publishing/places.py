@@ -39,7 +39,8 @@ def of(base: Base) -> Place | None:
     """
     path = Path(base.path)
     if not path.is_dir():
-        return Place(base.path, hub.resolve("model", base.path, base.revision))
+        known = hub.cached("model", base.path, base.revision)
+        return Place(base.path, known or hub.resolve("model", base.path, base.revision))
     home = path.resolve()
     kind, *words = home.parent.parent.name.split("--")
     commit = re.fullmatch(r"[0-9a-f]{40}", home.name)
