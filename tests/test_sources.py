@@ -11,7 +11,7 @@ from align import data, recipe
 from align.artifacts import Conversations, Prompts, Rows, Text
 from align.data import Source
 from align.errors import RecipeError, StageFailed
-from align.sources import files
+from align.sources import files, questions
 
 Row = dict[str, Any]
 
@@ -167,3 +167,5 @@ def test_what_the_system_says_makes_no_other_question(tmp_path: Path) -> None:
         source = Source(path=str(plain), without=[Source(path=str(held))])
         (row,) = data.read(source, Conversations, None)
         assert row["messages"] == [other, says]
+    alone = [{"prompt": [{"role": "system", "content": text}]} for text in ("One.", "Two.")]
+    assert questions.number(alone[0]) != questions.number(alone[1])

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 def asked(row: Row) -> Dialog:
     """The dialog of a row up to the assistant's first answer: every row of one conversation, or of
-    one tree, asks the same. What the system says asks nothing.
+    one tree, asks the same. What the system says counts only where nobody else speaks.
 
     Raises:
         StageFailed: it is a document, which asks nothing.
@@ -27,7 +27,8 @@ def asked(row: Row) -> Dialog:
         raise StageFailed("Documents have no prompts by which they could be kept apart.")
     roles = [message["role"] for message in said]
     asks = said[: roles.index("assistant")] if "assistant" in roles else said
-    return [message for message in asks if message["role"] not in ("system", "developer")]
+    spoken = [message for message in asks if message["role"] not in ("system", "developer")]
+    return spoken or list(asks)
 
 
 def number(row: Row) -> int:
