@@ -129,15 +129,22 @@ class Table:
         new = np.append(True, says[1:] != says[:-1])[: len(says)]
         self._remove(order, order[new][np.cumsum(new) - 1])
 
-    def near(self, looker: Looker) -> None:
+    def near(self, looker: Looker, out: Out) -> None:
         """Of rows that nearly say the same remove all but the one that comes first by rank."""
         assert looker.near is not None
         there = np.flatnonzero(~self.gone & (self._columns["grams"] > 0))
         columns = (self._band(band)[there] for band in range(looker.shape[0]))
-        firsts = minhash.groups(
+        firsts, crowded = minhash.groups(
             columns, self._rank[there], lambda row: self.grams(there[row]), looker.near.similarity
         )
         self._remove(there, there[firsts])
+        if crowded:
+            out.count("near.crowded", crowded)
+            out.say(
+                f"near: {crowded:,} rows are in crowds, as those of one template. Each was not "
+                f"compared with all others, but with {minhash.WINDOW} of a band and with those "
+                "that share its rarest runs."
+            )
 
     def _remove(self, rows: NDArray[np.int64], kept: NDArray[np.int64]) -> None:
         self._same[rows] = kept

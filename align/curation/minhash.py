@@ -5,6 +5,9 @@ one of these in common with a probability that is the Jaccard similarity s of th
 With b bands of r of them, some band is the same in both with probability 1-(1-s^r)^b (Leskovec et
 al., Mining of Massive Datasets, §3.4). Rows with a band in common are compared by their very runs.
 
+Where many rows share a template, most of them meet in a band, and there are too many pairs. In such
+a crowd a row is compared with some of a band, and with those that share the rarest of its runs.
+
 What is found hangs on the rows alone, not on their order: who is compared with whom goes by a rank
 that their content gives them.
 """
@@ -31,8 +34,16 @@ SURE = 0.99
 """The probability that two rows of just the similarity that is asked for meet in a band."""
 
 WINDOW = 16
-"""Rows of a band that a row is compared with at most: those before it by rank. More rows meet only
-where many share a template that is most of what they say, and are not near each other."""
+"""Rows that a row is compared with at most, of those with the same band, or the same run: those
+before it by rank. If there are more they are a crowd."""
+
+KEYS, MANY = 8, 1000
+"""Of a row in such a crowd, the rarest of its runs, by which it is compared, too: as many as that,
+and none that more rows have. What many have is the template, and says nothing of who is near."""
+
+TIMES = 24
+"""Bits of the places in which the rows of crowds are counted that have a run; where two runs have
+one place, they are counted together."""
 
 REFUSED = 22
 """Bits of the places for pairs that were compared and are not near, so that they are not compared
@@ -96,8 +107,8 @@ def sketch(found: Numbers, counts: Counts, shape: tuple[int, int]) -> Numbers:
 
 def groups(
     columns: Iterator[Numbers], rank: Counts, runs_of: Callable[[int], Numbers], similarity: float
-) -> Counts:
-    """Of every row the one of its group that comes first by `rank`.
+) -> tuple[Counts, int]:
+    """Of every row the one of its group that comes first by `rank`; how many rows are in crowds.
 
     Args:
         columns: band after band, the number of every row.
@@ -105,36 +116,72 @@ def groups(
         runs_of: the different runs of a row, sorted.
         similarity: from which two rows are in one group.
     """
-    above = np.arange(len(rank))
-    known = lru_cache(2 * WINDOW)(runs_of)  # of the rows that a row is compared with
-    refused = np.zeros(1 << REFUSED, np.uint64)
+    joined = _Joined(rank, runs_of, similarity)
+    crowded = np.zeros(len(rank), np.bool_)
+    for column in columns:
+        for members in _equal(column):
+            joined.compare(members)
+            if len(members) > WINDOW + 1 and len(set(map(joined.top, members.tolist()))) > 1:
+                crowded[members] = True
+    rows = np.flatnonzero(crowded)
+    keys, of = _rarest(rows, runs_of)
+    for places in _equal(keys):
+        joined.compare(of[places])
+    return np.fromiter(map(joined.top, range(len(rank))), np.int64, len(rank)), len(rows)
 
-    def top(row: int) -> int:
+
+class _Joined:
+    """Rows in groups, which grow as pairs are found near."""
+
+    def __init__(self, rank: Counts, runs_of: Callable[[int], Numbers], similarity: float) -> None:
+        self._rank, self._similarity = rank, similarity
+        self._above = np.arange(len(rank))
+        self._runs = lru_cache(2 * WINDOW)(runs_of)  # of the rows that a row is compared with
+        self._refused = np.zeros(1 << REFUSED, np.uint64)
+
+    def top(self, row: int) -> int:
+        """The first of a row's group."""
+        above = self._above
         while above[row] != row:
             above[row] = above[above[row]]
             row = int(above[row])
         return row
 
-    for column in columns:
-        for members in _equal(column):
-            members = members[np.argsort(rank[members])]
-            for i, row in enumerate(members.tolist()):
-                others = members[max(0, i - WINDOW) : i]
-                pairs = (row * len(rank) + others + 1).astype(np.uint64)  # 0 is no pair
-                places = pairs * ODD >> np.uint64(64 - REFUSED)
-                new = refused[places] != pairs
-                for other, place, pair in zip(
-                    others[new].tolist(), places[new], pairs[new], strict=True
-                ):
-                    ours, theirs = top(row), top(other)
-                    if ours == theirs:
-                        continue
-                    if jaccard(known(row), known(other)) >= similarity:
-                        first, last = sorted((ours, theirs), key=rank.__getitem__)
-                        above[last] = first
-                    else:
-                        refused[place] = pair
-    return np.fromiter(map(top, range(len(rank))), np.int64, len(rank))
+    def compare(self, members: Counts) -> None:
+        """Compare each of these rows with those before it, in the order of their rank."""
+        members = members[np.argsort(self._rank[members])]
+        for i, row in enumerate(members.tolist()):
+            others = members[max(0, i - WINDOW) : i]
+            pairs = (row * len(self._rank) + others + 1).astype(np.uint64)  # 0 is no pair
+            places = pairs * ODD >> np.uint64(64 - REFUSED)
+            new = self._refused[places] != pairs
+            for other, place, pair in zip(
+                others[new].tolist(), places[new], pairs[new], strict=True
+            ):
+                ours, theirs = self.top(row), self.top(other)
+                if ours == theirs:
+                    continue
+                if jaccard(self._runs(row), self._runs(other)) >= self._similarity:
+                    first, last = sorted((ours, theirs), key=self._rank.__getitem__)
+                    self._above[last] = first
+                else:
+                    self._refused[place] = pair
+
+
+def _rarest(rows: Counts, runs_of: Callable[[int], Numbers]) -> tuple[Numbers, Counts]:
+    """The runs of each row that the fewest others of these rows have, and which row has each."""
+    shift = np.uint64(64 - TIMES)
+    times = np.zeros(1 << TIMES, np.uint32)
+    for row in rows.tolist():
+        times[runs_of(row) >> shift] += 1
+    keys, of = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for row in rows.tolist():
+        found = runs_of(row)
+        having = times[found >> shift]
+        found, having = (each[(having > 1) & (having <= MANY)] for each in (found, having))
+        keys.append(found[np.argsort(having, kind="stable")[:KEYS]])
+        of.append(np.full(len(keys[-1]), row))
+    return np.concatenate(keys), np.concatenate(of)
 
 
 def jaccard(a: Numbers, b: Numbers) -> float:

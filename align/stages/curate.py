@@ -130,7 +130,7 @@ class Curate(Stage):
             if self.exact:
                 table.exact()
             if self.near is not None:
-                table.near(looker)
+                table.near(looker, out)
             sieve = Sieve(table, looker, out)
         for rule in (self.lines, self.phrases, self.quality, self.difficulty, self.semantic):
             if rule is not None:

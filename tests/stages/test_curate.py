@@ -361,8 +361,24 @@ def test_a_pair_that_is_not_near_is_compared_once() -> None:
         return sets[row]
 
     bands_ = iter([np.zeros(12, np.uint64)] * 20)
-    firsts = minhash.groups(bands_, np.arange(12), runs_of, 0.8)
+    firsts, _ = minhash.groups(bands_, np.arange(12), runs_of, 0.8)
     assert firsts.tolist() == [*range(12)] and sorted(read) == [*range(12)]
+
+
+def test_near_rows_are_found_in_a_crowd_that_shares_a_template(
+    curate: Callable[..., Curated],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """96 of 124 runs are the template's, and five more are shared by the two of a pair."""
+    monkeypatch.setattr(minhash, "WINDOW", 1)
+    told = [[*story(0, 100), *story(i, 14)] for i in range(1, 301)]
+    told += [[*row[:105], *story(300 + i, 9)] for i, row in enumerate(told[:40], 1)]
+    made = curate([{"text": " ".join(row)} for row in told], near=Near())
+    assert made.counts["dropped.near"] == 40 and made.counts["near.crowded"] > 300
+    assert "rows are in crowds, as those of one template." in capsys.readouterr().err
+    monkeypatch.undo()
+    assert "near.crowded" not in curate(noisy(0), near=Near()).counts
 
 
 def test_chinese_rows_that_differ_in_a_character_are_near(curate: Callable[..., Curated]) -> None:
