@@ -35,7 +35,7 @@ With the real one, every day would have other prompts, and none those of the tra
 
 NO_TEMPLATE = (
     "The tokenizer of {} has no chat template. "
-    "Name one: base: {{chat_template: chatml}}, or a jinja file."
+    "Name one: base: {{chat_template: plain}}, which any tokenizer can, or a jinja file."
 )
 
 SYSTEM = ("system", "developer")

@@ -343,7 +343,7 @@ def test_a_missing_template_is_found_by_the_plan_where_dialogs_are_rendered(
         stages = f"stages: {{one: {{use: {use}, model: base, {key}: d.jsonl}}}}\n"
         (found,) = planned(f"base: {path}\n{stages}")
         assert found.startswith("r.yaml:2:") and f"one.model: The tokenizer of {path}" in found
-        assert "Name one: base: {chat_template: chatml}" in found
+        assert "Name one: base: {chat_template: plain}" in found
         assert planned(f"base: {{path: {path}, chat_template: plain}}\n{stages}") == []
         (found,) = planned(f"base: {{path: {path}, chat_template: chatml}}\n{stages}")
         assert "one.model: The chat template chatml ends a turn with <|im_end|>, which" in found

@@ -121,7 +121,7 @@ def _untold(reward: Reward | None) -> str | None:
         if isinstance(model, RewardModel) and list(models.check_template(model)):
             return (
                 f"The tokenizer of {model.path} has no chat template. Name one: "
-                "model: {path: …, chat_template: chatml}, or a jinja file."
+                "model: {path: …, chat_template: plain}, or a jinja file."
             )
     return None
 

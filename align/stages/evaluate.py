@@ -69,7 +69,7 @@ class Evaluate(Stage):
             for grader in records.consumed(task):
                 if isinstance(grader, Model) and list(check_template(grader)):
                     message = f"The tokenizer of {grader.path} has no chat template. Name one: "
-                    message += "model: {path: …, chat_template: chatml}, or a jinja file."
+                    message += "model: {path: …, chat_template: plain}, or a jinja file."
                     yield f"tasks.{i}", message
         if self.workers is not None:
             yield from self.workers.problems()

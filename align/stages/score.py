@@ -61,7 +61,7 @@ class Score(Stage):
             for model in consumed(reward):
                 if isinstance(model, RewardModel) and list(models.check_template(model)):
                     message = f"The tokenizer of {model.path} has no chat template. Name one: "
-                    message += "model: {path: …, chat_template: chatml}, or a jinja file."
+                    message += "model: {path: …, chat_template: plain}, or a jinja file."
                     yield f"rewards.{i}", message
         if self.workers is not None:
             yield from self.workers.problems()
