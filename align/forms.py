@@ -62,7 +62,9 @@ UNREAD = 8
 _BEFORE = "id system history tools subset "
 """What may stand beside every dialog."""
 
-_ASKED = _BEFORE + "prompt|instruction prompt|input|context "
+_QUESTION = "|".join(answers.QUESTION)
+
+_ASKED = f"{_BEFORE} {_QUESTION} prompt|input|context "
 """What may stand beside answers."""
 
 FORMS = {
@@ -78,9 +80,17 @@ FORMS = {
     ),
     "text": Form("text", {Text: answers.text}, more="id"),
     "prompts": Form("prompt", {Prompts: answers.prompt}),
+    "feedback": Form(
+        f"{_QUESTION} {'|'.join((*answers.ANSWER, *answers.DIALOG))} {'|'.join(answers.LABEL)}",
+        {Conversations: answers.good_answer, Preferences: comparisons.pair},
+        also=feedback.is_feedback,
+        gather={Preferences: feedback.gather},
+        more=_ASKED,
+    ),
     "messages": Form(
         "messages|conversations",
         {Prompts: answers.prompt_of_conversation, Conversations: answers.conversation},
+        also=lambda row: "chosen" not in row or "rejected" not in row,
         more=_BEFORE,
     ),
     "human_assistant": Form(
@@ -88,13 +98,6 @@ FORMS = {
         {Prompts: answers.prompt_of_conversation, Conversations: answers.conversation},
         also=lambda row: str(row["text"]).startswith(HUMAN),
         more=_BEFORE,
-    ),
-    "feedback": Form(
-        "prompt|instruction completion|response|output label",
-        {Conversations: answers.good_answer, Preferences: comparisons.pair},
-        also=feedback.is_feedback,
-        gather={Preferences: feedback.gather},
-        more=_ASKED,
     ),
     "answers": Form(
         "prompt|instruction completion|response|output",
@@ -123,12 +126,13 @@ FORMS = {
         more=_BEFORE,
     ),
     "pairs": Form(
-        "chosen rejected",
+        f"{'|'.join(comparisons.CHOSEN)} {'|'.join(comparisons.REJECTED)}",
         {
             Prompts: comparisons.prompt_of_pair,
             Conversations: comparisons.best,
             Preferences: comparisons.preference,
         },
+        also=comparisons.is_pair,
         more=" ".join([_ASKED, "edited also_rejected", "|".join(COLUMNS), *comparisons.NUMBERS]),
     ),
     "instructions": Form("instruction", {Prompts: answers.prompt}),
@@ -142,6 +146,12 @@ _PLAIN: dict[type[Rows], tuple[str, ...]] = {
     Preferences: ("prompt", "chosen", "rejected"),
 }
 """The columns to make of others, for a remedy."""
+
+_ELSEWHERE = {
+    "prompt": ("instruction", "query", "question", "input"),
+    "completion": ("response", "output", "answer", "chosen"),
+}
+"""What they are called in other places."""
 
 
 @dataclass(frozen=True)
@@ -261,18 +271,30 @@ def _no_form(first: Row, kind: str, known: type[Rows], name: str, format: str | 
         return f"{name} has the columns {have}, and format {format} takes {takes}."
     ways = ", ".join(way for way, form in FORMS.items() if known in form.makes)
     columns = list(first) or ["text"]
-    example = ", ".join(
-        f'{new}: "{{{columns[min(place, len(columns) - 1)]}}}"'
+    made = {
+        new: _likely(new, columns) or columns[min(place, len(columns) - 1)]
         for place, new in enumerate(_PLAIN[known])
-    )
+    }
+    asked = {**first, "prompt": first.get(made.get("prompt", ""))}
+    if any(known in form.makes and form.fits(asked) for form in FORMS.values()):
+        made = {"prompt": made["prompt"]}  # nothing else is missing
+    example = ", ".join(f'{new}: "{{{old}}}"' for new, old in made.items())
     return (
         f"{name} has the columns {have}, and no format of {kind} has those ({ways}: docs/data.md "
         f"shows a row of each). Make them with `columns:`, as in columns: {{{example}}}."
     )
 
 
+def _likely(name: str, columns: list[str]) -> str | None:
+    """The column that is most likely what a form calls by another name."""
+    return next((other for other in (name, *_ELSEWHERE.get(name, ())) if other in columns), None)
+
+
 def _takes(form: Form) -> str:
-    return form.columns.replace(" ", " and ").replace("|", " or ")
+    names = [either.split("|") for either in form.columns.split()]
+    return " and ".join(
+        first + (f" (or {', '.join(others)})" if others else "") for first, *others in names
+    )
 
 
 def check_name(format: str) -> None:

@@ -516,7 +516,7 @@ def test_a_name_is_read_in_place_of_the_columns(write_rows: Write, out: Out, cap
     (named,) = read(path, Conversations, out, format="answers")
     assert named["messages"][0]["content"] == "Hi"
     assert "conversations from prompt, completion (format: answers)." in capsys.readouterr().err
-    with pytest.raises(StageFailed, match="format pairs takes chosen and rejected"):
+    with pytest.raises(StageFailed, match=r"format pairs takes chosen \(or .*\) and rejected"):
         read(path, Conversations, format="pairs")
     with pytest.raises(StageFailed, match="format text has no conversations. Those that have: tr"):
         read(path, Conversations, format="text")

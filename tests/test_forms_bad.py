@@ -300,6 +300,11 @@ def test_a_file_that_is_not_what_its_name_says_is_a_sentence(
             Preferences,
             '"strength" is the number 0.9, .*write under `columns:` strength: better',
         ),
+        (
+            {"messages": talk("u:<image>What is it?", "a:A cherry"), "images": ["cherry.jpg"]},
+            Conversations,
+            '"images" is not empty, and models of text .* write under `columns:` images: ""',
+        ),
     ],
 )
 def test_a_column_that_is_not_what_it_must_be_is_a_sentence_whose_remedy_helps(
@@ -465,7 +470,7 @@ def test_rows_whose_prompts_stand_elsewhere_are_left_out(tmp_path: Path, out: Ou
             "a.jsonl",
             '{"prompt": "a", "response": "b"}\n',
             "format: pairs",
-            "pairs takes chosen and",
+            "pairs takes chosen .* and",
         ),
         ("a.jsonl", '{"prompt": "a", "response": "b"}\n', "format: pair", 'Did you mean "pairs"'),
         ("a.jsonl", '{"prompt": "a", "response": "b"}\n', "count: 0", "must be greater than or"),

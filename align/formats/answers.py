@@ -28,12 +28,21 @@ ANSWER = ("completion", "response", "output")
 MORE = ("input", "context")
 """Columns of what an instruction is about, as in Alpaca and Dolly."""
 
+DIALOG = ("messages", "conversations")
+"""Columns of a whole dialog."""
+
+QUESTION = ("prompt", "instruction", *DIALOG)
+"""Columns of a prompt."""
+
+LABEL = ("label", "kto_tag")
+"""Columns of a mark; the second is LLaMA-Factory's."""
+
 GOOD, BAD = ("true", "desirable"), ("false", "undesirable")
 """What a mark says of an answer."""
 
 OURS = (
     *("id", "prompt_id"),  # which `reject` calls the prompt's row
-    *("system", "history", "instruction", "input", "context", "messages", "conversations"),
+    *("system", "history", "instruction", "input", "context", *DIALOG),
 )
 """Columns that no prompt keeps: they name it, or are its dialog."""
 
@@ -59,8 +68,10 @@ def asked(row: Row) -> Dialog:
         if isinstance(row["prompt"], str) and row["prompt"].startswith(HUMAN):
             said = said if says(said[-1]) else said[:-1]  # "Assistant:" asks for the answer
         return after(row, said)
-    if "context" in row and "instruction" not in row:
+    if "instruction" not in row and "context" in row:
         return after(row, dialog(row["context"], "user", "context"))
+    if "instruction" not in row and any(name in row for name in DIALOG):
+        return spoken(row)
     more = next((row[key] for key in MORE if key in row), None) or ""
     instruction = row["instruction"]
     if isinstance(instruction, str) and isinstance(more, str) and more.strip():
@@ -91,8 +102,17 @@ def after(row: Row, said: Dialog) -> Dialog:
 _LEAVE_OUT = "To leave the column out, write under `columns:`"
 
 
+SHOWN = ("images", "videos", "audios")
+"""Columns of what a model of text cannot read, whose place a mark holds in the words."""
+
+
 def with_rest(row: Row) -> Row:
     """What stays with a row besides its messages: `tools`, and `subset`, which tasks report by."""
+    if name := next((name for name in SHOWN if row.get(name)), None):
+        raise ValueError(
+            f'"{name}" is not empty, and models of text read words alone. Leave such rows out. To '
+            f'learn their words without them, write under `columns:` {name}: ""'
+        )
     if row.get("tools"):
         _check_tools(row["tools"])
     return {key: row[key] for key in ("tools", "subset") if row.get(key)}
@@ -114,10 +134,7 @@ def prompt(row: Row, _: Choice) -> Made:
 
 def prompt_of_conversation(row: Row, _: Choice) -> Made:
     """A conversation up to its last answer."""
-    said = spoken(row)
-    while said and said[-1]["role"] == "assistant":
-        said.pop()
-    yield prompt_of(row, said)
+    yield prompt_of(row, parted(spoken(row))[0])
 
 
 def prompt_of(row: Row, said: Dialog) -> Row:
@@ -134,7 +151,7 @@ def prompt_of(row: Row, said: Dialog) -> Row:
 
 def spoken(row: Row) -> Dialog:
     """The dialog of a row that is one."""
-    where = column(row, "messages", "conversations", "text")
+    where = column(row, *DIALOG, "text")
     said = row[where]
     if where != "text" and isinstance(said, str) and not said.startswith(HUMAN):
         said = listed(said, where)
@@ -148,31 +165,48 @@ def conversation(row: Row, _: Choice) -> Made:
 
 def question_and_answer(row: Row, _: Choice) -> Made:
     """A prompt and its answer."""
+    yield conversation_of(row, *question_of(row))
+
+
+def question_of(row: Row) -> tuple[Dialog, Dialog]:
+    """The prompt of a row and its answer, which is the end of its dialog if no column has it."""
+    if not any(name in row for name in ANSWER) and any(name in row for name in DIALOG):
+        return parted(spoken(row))
     where = column(row, *ANSWER)
-    yield conversation_of(row, asked(row), dialog(row[where], "assistant", where))
+    return asked(row), dialog(row[where], "assistant", where)
+
+
+def parted(said: Dialog) -> tuple[Dialog, Dialog]:
+    """A dialog up to its last answer, and that."""
+    end = len(said)
+    while end and said[end - 1]["role"] == "assistant":
+        end -= 1
+    return said[:end], said[end:]
 
 
 def good_answer(row: Row, choice: Choice) -> Made:
     """An answer that was marked good."""
-    if not marked(row["label"]):
+    if not marked(row):
         raise Unusable("marked_bad")
     yield from question_and_answer(row, choice)
 
 
-def marked(label: Any) -> bool:
+def marked(row: Row) -> bool:
     """Whether a label says good: true or false, 1 or 0, or a word for these, as csv has them.
 
     Raises:
         Unusable: it is null, or the cell is empty.
         ValueError: it says neither.
     """
+    where = column(row, *LABEL)
+    label = row[where]
     if label is None or label == "":
         raise Unusable("null")
     word = str(label).lower()
     if word not in (*GOOD, "1", *BAD, "0"):
         raise ValueError(
-            f'"label" is {shown(label)}, neither true nor false. Where it is no mark, write '
-            "`format: answers`"
+            f'"{where}" is {shown(label)}, neither true nor false. Where it is no mark, write '
+            f"`format: {'answers' if any(name in row for name in ANSWER) else 'messages'}`"
         )
     return word in (*GOOD, "1")
 

@@ -5,8 +5,18 @@ from __future__ import annotations
 import math
 import re
 
-from align.formats.answers import after, asked, conversation_of, prompt_of, with_rest
+from align.formats.answers import (
+    DIALOG,
+    QUESTION,
+    after,
+    asked,
+    conversation_of,
+    parted,
+    prompt_of,
+    with_rest,
+)
 from align.formats.dialogs import (
+    HUMAN,
     STRONGEST,
     Choice,
     Made,
@@ -22,6 +32,12 @@ from align.formats.dialogs import (
 )
 from align.formats.strength import SIGNED, level, signed
 from align.settings import Dialog
+
+CHOSEN = ("chosen", "chosen_response", *DIALOG)
+"""Columns of the better answer: beside ms-swift's of the worse it is the end of the dialog."""
+
+REJECTED = ("rejected", "rejected_response", "rejected_messages")
+"""Columns of the worse answer."""
 
 RESPONSES = (("response_1", "response1"), ("response_2", "response2"), SIGNED)
 """Columns of two answers and of which is better, as in HelpSteer2 and HelpSteer3."""
@@ -40,13 +56,21 @@ def best(row: Row, choice: Choice) -> Made:
 # -- pairs ---------------------------------------------------------------------------------------
 
 
+def is_pair(row: Row) -> bool:
+    """Whether there is a prompt: in a column, or at the beginning of whole dialogs."""
+    chosen = row[column(row, *CHOSEN)]
+    is_text = isinstance(chosen, str) and not isinstance(loaded(chosen), list)
+    return any(name in row for name in QUESTION) or not is_text or chosen.startswith(HUMAN)
+
+
 def pair(row: Row, choice: Choice) -> Made:
     """Answers to a prompt; or whole dialogs, whose shared beginning is the prompt.
 
     Of lists of texts the first chosen one is better than every rejected one, as in RewardBench 2.
     With an edited answer it is a ranking: edited > chosen > rejected (Llama 3, §4.2.1).
     """
-    if isinstance(row["chosen"], list) and row["chosen"] and isinstance(row["chosen"][0], str):
+    first = row[column(row, *CHOSEN)]
+    if isinstance(first, list) and first and isinstance(first[0], str):
         yield _set(row)
         return
     _check_level(level(row), choice)
@@ -124,9 +148,13 @@ def _shared(row: Row) -> tuple[Dialog, Dialog, Dialog]:
     """Prompt, chosen and rejected. A prompt beside whole dialogs may hold the first question only:
     what they share is the prompt, after the system message that may stand in the other one.
     """
-    chosen, rejected = (dialog(row[key], "assistant", key) for key in ("chosen", "rejected"))
+    sides = column(row, *CHOSEN), column(row, *REJECTED)
+    chosen, rejected = (dialog(row[key], "assistant", key) for key in sides)
     whole = all(said and said[0]["role"] != "assistant" for said in (chosen, rejected))
-    if not whole and ("prompt" in row or "instruction" in row):
+    if not whole and sides[0] in DIALOG:
+        said, chosen = parted(chosen)
+        return after(row, said), chosen, rejected
+    if not whole and any(name in row for name in QUESTION):
         return asked(row), chosen, rejected
     both = list(zip(chosen, rejected, strict=False))
     shared = next((i for i, (a, b) in enumerate(both) if a != b), len(both))
@@ -139,10 +167,9 @@ def _shared(row: Row) -> tuple[Dialog, Dialog, Dialog]:
 
 
 def _set(row: Row) -> Row:
-    chosen = dialog(row["chosen"][0], "assistant", "chosen")
-    rejected = [
-        dialog(said, "assistant", "rejected") for said in listed(row["rejected"], "rejected")
-    ]
+    best, worst = column(row, *CHOSEN), column(row, *REJECTED)
+    chosen = dialog(row[best][0], "assistant", best)
+    rejected = [dialog(said, "assistant", worst) for said in listed(row[worst], worst)]
     first, *others = [answer for answer in rejected if answer != chosen] or [chosen]
     more = {"also_rejected": others} if others else {}
     return _judged({"prompt": asked(row), "chosen": chosen, "rejected": first, **more}, row)

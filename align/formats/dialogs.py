@@ -19,10 +19,19 @@ ROLES = {
     "bot": "assistant",
     "model": "assistant",
     "function": "tool",
+    "function_call": "assistant",
+    "tool_call": "assistant",
     "function_response": "tool",
+    "tool_response": "tool",
     "observation": "tool",
 }
 """Names of roles in public data, in the words of chat templates."""
+
+CALLS = ("function_call", "tool_call")
+"""Roles of LLaMA-Factory and ms-swift whose text is the JSON of a call of a tool."""
+
+MARKS = ("train", "training", "loss")
+"""Whether a message is learnt, in the words of axolotl and ms-swift; here it is its `weight`."""
 
 KNOWN = ("system", "developer", "user", "assistant", "tool", "ipython")
 """Roles of chat templates. `ipython` is Llama 3's tool, `developer` the system of gpt-oss."""
@@ -81,12 +90,12 @@ def listed(value: Any, where: str) -> list[Any]:
 
 
 def dialog(value: Any, role: str, where: str) -> Dialog:
-    """A dialog from a list of messages, also one as JSON, or from a text, which `role` says.
+    """A dialog from a list of messages, also one as JSON, one message, or a text of `role`.
 
     A text of any other JSON stays a text: an answer may be a list.
 
     Raises:
-        Unusable: it is null.
+        Unusable: it is null, or the call of a tool cannot be read.
         TypeError, ValueError, KeyError: it is neither; a message lacks its role or content, or the
             role is not known.
     """
@@ -104,9 +113,29 @@ def dialog(value: Any, role: str, where: str) -> Dialog:
         if not found or not isinstance(found, list) or not all(map(_is_message, found)):
             return [{"role": role, "content": value}]
         value = found
+    value = [value] if _is_message(value) else value
     if not isinstance(value, list):
         raise TypeError(f'"{where}" is {shown(value)}, and must be a text or a list of messages')
-    return [_message(message, where) for message in value]
+    said: Dialog = []
+    for one in value:
+        message = _message(one, where)
+        if said and _role(one) in CALLS and _go_together(said[-1], message):
+            calls = [*said[-1].get("tool_calls", ()), *message["tool_calls"]]
+            said[-1] = {**said[-1], "tool_calls": calls}
+        else:
+            said.append(message)
+    return said
+
+
+def _role(message: Row) -> str:
+    """The role of a message as the data name it."""
+    return str(message.get("from", message.get("role"))).lower()
+
+
+def _go_together(message: Message, call: Message) -> bool:
+    """Whether a call is of the turn before it: ms-swift writes each call as a message."""
+    is_same = message.get("weight", 1) == call.get("weight", 1)
+    return message["role"] == "assistant" and bool(is_same)
 
 
 _PYTHON = re.compile(r"\s*\[\s*\{'(role|content|from|value)':")
@@ -132,9 +161,11 @@ def _message(message: Any, where: str) -> Message:
     if not isinstance(message, Mapping):
         raise TypeError(f'"{where}" holds {shown(message)} where a message should be')
     who, what = ("from", "value") if "from" in message else ("role", "content")
+    what = "value" if "value" in message and what not in message else what
     role, content = message[who], message.get(what)
     if not isinstance(role, str):
         raise TypeError(f'"{where}" holds a message with the role {shown(role)}')
+    is_call = role.lower() in CALLS
     role = ROLES.get(role.lower(), role.lower())
     if role not in KNOWN:
         raise ValueError(
@@ -148,6 +179,9 @@ def _message(message: Any, where: str) -> Message:
     }
     if what not in message and not rest:  # a call of a tool may have no content
         raise TypeError(f'"{where}" holds a message of {role} without "{what}"')
+    _weigh(rest, where)
+    if is_call:
+        content, rest["tool_calls"] = "", _written_calls(content)
     if isinstance(content, list):
         content = "".join(_part(part, where) for part in content)
     if "tool_calls" in rest:
@@ -163,6 +197,37 @@ def _message(message: Any, where: str) -> Message:
             f'"{where}" holds a message of {role} with {shown(content)} where a text should be'
         )
     return {"role": role, "content": content, **rest}
+
+
+def _weigh(rest: Row, where: str) -> None:
+    """Make the marks of a message its weight."""
+    if rest.pop("train_detail", None):
+        raise ValueError(
+            f'"{where}" holds a message with "train_detail", which marks letters to learn, and a '
+            'message is learnt as a whole or not at all: write "train" in its place'
+        )
+    for mark in MARKS:
+        value = rest.pop(mark, True)
+        if value not in (True, False):
+            raise ValueError(
+                f'"{where}" holds a message with "{mark}": {shown(value)}, which is true where it '
+                "is learnt, and false where it is only read"
+            )
+        if not value:
+            rest["weight"] = 0
+
+
+def _written_calls(content: Any) -> list[Row]:
+    """The calls of tools in a text of JSON, which is one or a list of them.
+
+    Raises:
+        Unusable: it is none, as where a model wrote it.
+    """
+    found = loaded(content)
+    calls = found if isinstance(found, list) else [found]
+    if not calls or not all(_has_name(call) and "arguments" in call for call in calls):
+        raise Unusable("broken_call", call=shown(content))
+    return [{"type": "function", "function": call} for call in calls]
 
 
 def _part(part: Any, where: str) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import groupby, zip_longest
 
-from align.formats.answers import ANSWER, BAD, GOOD, asked, marked, with_rest
-from align.formats.dialogs import Row, Unusable, column, dialog
+from align.formats.answers import BAD, GOOD, LABEL, marked, question_of, with_rest
+from align.formats.dialogs import Row, Unusable, column
 
 
 def is_feedback(row: Row) -> bool:
@@ -18,7 +18,8 @@ def is_feedback(row: Row) -> bool:
 
     One that is null is taken for a mark: an answer that was marked bad must not be learnt.
     """
-    return row["label"] in (None, "") or str(row["label"]).lower() in (*GOOD, *BAD)
+    label = row[column(row, *LABEL)]
+    return label in (None, "") or str(label).lower() in (*GOOD, *BAD)
 
 
 def gather(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row | Exception]]:
@@ -81,11 +82,10 @@ def _paired(bad: list[_Marked], good: list[_Marked]) -> list[list[_Marked | None
 
 
 def _entry(number: int, row: Row) -> tuple[bytes, bytes, bool, int, str]:
-    where = column(row, *ANSWER)
-    answer = dialog(row[where], "assistant", where)
-    question = {"prompt": asked(row), **with_rest(row)}
+    said, answer = question_of(row)
+    question = {"prompt": said, **with_rest(row)}
     text = json.dumps({**question, "answer": answer})
-    return _hash(question), _hash(answer), marked(row["label"]), number, text
+    return _hash(question), _hash(answer), marked(row), number, text
 
 
 def _hash(value: object) -> bytes:
