@@ -29,6 +29,9 @@ from align.sources.source import Source as Source
 
 Row = dict[str, Any]
 
+CURATED = ("source", "quality", "difficulty")
+"""Columns that `curate` gives to rows of every type: they stay with rows that a stage has made."""
+
 
 # -- reading -------------------------------------------------------------------------------------
 
@@ -81,6 +84,7 @@ def _normal(block: Source, kind: type[Rows], out: Out | None, told: Told | None)
     if out is not None and block.stage is None:
         out.say(f"{name}: {form.words}.")
     choice = Choice(tuple(block.strength) if block.strength else None, block.best)
+    beside = CURATED if block.stage is not None else ()
     lost: dict[str, None] = {}
     used = 0
     numbers = count(1)
@@ -89,7 +93,7 @@ def _normal(block: Source, kind: type[Rows], out: Out | None, told: Told | None)
     with closing(Seen()) as seen:
         for number, row in numbered:
             try:
-                for made in _made(row, form, choice, seen, out):
+                for made in _made(row, form, choice, beside, seen, out):
                     if isinstance(made, Unusable):
                         lost[f"dropped.{made}"] = None
                         if told is not None:
@@ -108,9 +112,14 @@ def _normal(block: Source, kind: type[Rows], out: Out | None, told: Told | None)
 
 
 def _made(
-    row: Row | Exception, form: forms.Found, choice: Choice, seen: Seen, out: Out | None
+    row: Row | Exception,
+    form: forms.Found,
+    choice: Choice,
+    beside: Sequence[str],
+    seen: Seen,
+    out: Out | None,
 ) -> Iterator[Row | Unusable]:
-    """What a row becomes, with ids; at its end what made it unusable."""
+    """What a row becomes, with ids and the columns beside; at its end what made it unusable."""
     try:
         if isinstance(row, Exception):
             raise row
@@ -119,7 +128,7 @@ def _made(
                 yield made
             else:
                 identity = _identity(row, made, seen, out)
-                yield {"id": identity, **made}
+                yield {"id": identity, **made, **{key: row[key] for key in beside if key in row}}
     except Unusable as why:
         yield why
 

@@ -110,6 +110,14 @@ def test_of_copies_the_best_by_quality_times_difficulty_stays(
     assert found[0][1].facts == {"like": "1", "similarity": 1.0}
 
 
+def test_columns_of_its_own_that_hold_no_number_say_nothing_of_worth(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    held = ["easy", None, float("nan"), 3]
+    rows = [document("the same text", str(i), difficulty=one) for i, one in enumerate(held)]
+    assert kept(sifted(Semantic(model=model(tiny_model)), rows, tmp_path)) == {"3"}
+
+
 def test_no_rows_are_no_error(tiny_model: Path, tmp_path: Path) -> None:
     assert sifted(Semantic(model=model(tiny_model)), [], tmp_path) == []
 

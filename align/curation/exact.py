@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
+from collections.abc import Iterable, Iterator
 
 import xxhash
 
@@ -55,8 +56,13 @@ def tools(row: Row) -> int:
 
 def score(row: Row) -> float:
     """What it is worth, where something says so."""
-    found = (row[key] for key in SCORES if isinstance(row.get(key), (int, float)))
-    return next((float(value) for value in found if math.isfinite(value)), -math.inf)
+    return next(finite(row, SCORES), -math.inf)
+
+
+def finite(row: Row, names: Iterable[str]) -> Iterator[float]:
+    """The numbers in these columns of a row: one of its own may hold anything."""
+    found = (row[name] for name in names if isinstance(row.get(name), (int, float)))
+    return filter(math.isfinite, map(float, found))
 
 
 def number(text: str) -> int:

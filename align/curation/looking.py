@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from align import forms
+from align.artifacts import Rows
 from align.curation import minhash
 from align.curation.contamination import Questions, texts
 from align.curation.exact import content, dumps, holds, number, score, tools
@@ -24,6 +26,8 @@ from align.curation.near import Near
 from align.curation.pii import Pii
 from align.curation.rules import Row, Rule, Why, said
 from align.curation.words import Texts
+from align.data import CURATED
+from align.formats.dialogs import Unusable
 from align.out import Out
 
 ROWS, BANDS, GRAMS = "rows", "bands", "grams"
@@ -48,6 +52,7 @@ class Looker:
     """Looks at rows: what has to be done, and for which rows, is known before."""
 
     folder: Path
+    kind: type[Rows]
     near: Near | None
     emoji: Emoji | None
     pii: Pii | None
@@ -63,9 +68,12 @@ class Looker:
         """Look at rows, each of the source with that number."""
         out = Out(self.folder, self.folder, main=False)
         first = [None if self.emoji is None else self.emoji.look(said(row)) for row in rows]
-        rows = [self._changed(row, out) for row in rows]
+        given, new = rows, [self._changed(row, out) for row in rows]
+        rows = [row for row, _ in new]
         read = self.read(rows)
-        why = [a or b for a, b in zip(first, self.judge(rows, read, out), strict=True)]
+        words = read.count(read.said)
+        judged = self.judge(rows, read, out)
+        why = [a or b or c for a, (_, b), c in zip(first, new, judged, strict=True)]
         held = [holds(row) for row in rows]
         lines = [
             encode(line) if one is None else encoded(removed(row, one))
@@ -75,7 +83,8 @@ class Looker:
             "source": np.array(sources, np.uint16),
             "gone": np.array([one is not None for one in why]),
             "size": np.array([len(line) for line in lines], np.uint32),
-            "words": read.count(read.said).astype(np.uint32),
+            "read": self._before(given, rows, words).astype(np.uint32),
+            "words": words.astype(np.uint32),
             "content": np.array([content(row) for row in rows], np.uint64),
             "score": np.array([score(row) for row in rows]),
             "holds": np.array([one for one, _ in held], np.uint64),
@@ -93,24 +102,46 @@ class Looker:
             at[BANDS] = self._write(BANDS, np.ascontiguousarray(bands.T).tobytes())
         return Lot(os.getpid(), at, columns, out.counts)
 
-    def again(self, row: Row) -> tuple[Why | None, int]:
-        """Why a row that was changed since is removed, and how many words it has now."""
+    def again(self, row: Row) -> tuple[Row, Why | None, int]:
+        """A row that was changed since, why it is removed, and how many words it has now."""
+        row, unusable = self._checked(row)
         read = self.read([row])
         why = self.judge([row], read, Out(self.folder, self.folder, main=False))[0]
-        return why, int(read.count(read.said)[0])
+        return row, unusable or why, int(read.count(read.said)[0])
 
     def read(self, rows: Sequence[Row]) -> Read:
         """Their words, as far as they are compared."""
         prompts = self.near is not None and self.near.of == "prompt"
         return Read(rows, prompts, beside=self.questions is not None)
 
-    def _changed(self, row: Row, out: Out) -> Row:
+    def _changed(self, row: Row, out: Out) -> tuple[Row, Why | None]:
+        new = row
         for rule in (self.emoji, self.pii):
             if rule is not None:
-                row, counts = rule.change(row)
+                new, counts = rule.change(new)
                 for what, n in counts.items():
                     out.count(f"changed.{what}", n, example={"id": row["id"]})
-        return row
+        return (row, None) if new is row else self._checked(new)
+
+    def _checked(self, row: Row) -> tuple[Row, Why | None]:
+        """A row that was changed, read anew: its answers may be equal now, or empty."""
+        try:
+            made = forms.normal(row, self.kind)
+        except Unusable as why:
+            return row, Why(str(why), why.facts)
+        kept = {name: row[name] for name in ("id", *CURATED) if name in row}
+        return {**kept, **made}, None
+
+    def _before(
+        self, given: Sequence[Row], rows: Sequence[Row], words: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """How many words the rows had before they were changed."""
+        words = words.copy()
+        changed = [i for i, row in enumerate(rows) if row is not given[i]]
+        if changed:
+            read = self.read([given[i] for i in changed])
+            words[changed] = read.count(read.said)
+        return words
 
     def judge(self, rows: Sequence[Row], read: Read, out: Out) -> list[Why | None]:
         """By the rules that look at one row: why each is removed."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from pydantic import Field
 
@@ -73,6 +73,6 @@ class Semantic(Settings):
             yield row, why
 
 
-def _worth(row: dict[str, Any]) -> float:
-    """Quality times difficulty; what there is no column for is 1."""
-    return float(row.get("quality", 1.0)) * float(row.get("difficulty", 1.0))
+def _worth(row: Row) -> float:
+    """Quality times difficulty; what there is no number for is 1."""
+    return math.prod(exact.finite(row, ("quality", "difficulty")))

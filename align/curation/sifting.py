@@ -12,7 +12,7 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from operator import itemgetter
 from pathlib import Path
@@ -83,7 +83,7 @@ class Sieve:
         with closing(self._stay), closing(gone):
             for place, row, (new, why) in zip(before.places, before.rows(), after, strict=True):
                 if why is None and said(new) != said(row):
-                    why, self._table.words[place] = self._looker.again(new)
+                    new, why, self._table.words[place] = self._looker.again(new)
                 if why is None:
                     self._stay.add(place, encoded(new))
                 else:
@@ -108,8 +108,8 @@ class Sieve:
         kept = np.frombuffer(self._stay.places, np.int64)
         out.count("read", len(of))
         out.count("kept", len(kept))
-        read = self._numbers(np.arange(len(of)), len(sources))
-        stays = self._numbers(kept, len(sources))
+        read = self._numbers(np.arange(len(of)), self._table.read, len(sources))
+        stays = self._numbers(kept, self._table.words[kept], len(sources))
         return {
             "read": _summed(read),
             "kept": _summed(stays),
@@ -124,12 +124,11 @@ class Sieve:
             ],
         }
 
-    def _numbers(self, places: Any, sources: int) -> list[dict[str, int]]:
-        """Rows and words, by source."""
+    def _numbers(self, places: Any, words: Any, sources: int) -> list[dict[str, int]]:
+        """Rows and their words, by source."""
         of = self._table.sources[places]
-        rows = np.bincount(of, minlength=sources)
-        words = np.bincount(of, self._table.words[places], sources)
-        return [{"rows": int(r), "words": int(w)} for r, w in zip(rows, words, strict=True)]
+        each = zip(np.bincount(of, minlength=sources), np.bincount(of, words, sources), strict=True)
+        return [{"rows": int(n), "words": int(said)} for n, said in each]
 
     def _parts(self) -> tuple[Part, Part]:
         """New files, for rows that stay and rows that do not."""
@@ -140,17 +139,18 @@ class Sieve:
 
 def say(metrics: dict[str, Any], rules: Sequence[str], out: Out) -> None:
     """What was left out and what changed, what each of these rules has removed, what is left."""
-    reasons = {f"dropped.{REASONS.get(rule, rule)}" for rule in rules}
-    if unread := _counted(out, "dropped.", reasons):
+    gone: Counter[str] = Counter()
+    for source in metrics["sources"]:
+        gone.update(source["dropped"])
+    if unread := _counted(out, "dropped.", gone):
         out.say(f"Left out while reading: {unread}.")
-    if changed := _counted(out, "changed."):
+    if changed := _counted(out, "changed.", {}):
         out.say(f"Changed: {changed}.")
-    for rule in rules:
-        reason = REASONS.get(rule, rule)
-        found = out.counts.get(f"dropped.{reason}", {"n": 0})
-        line = f"{reason}: {found['n']:,} rows removed"
-        if reason == "contamination" and found["n"]:
-            first = found["examples"][0]
+    reasons = [REASONS.get(rule, rule) for rule in rules]
+    for reason in [*sorted(gone.keys() - reasons), *reasons]:
+        line = f"{reason}: {gone[reason]:,} rows removed"
+        if reason == "contamination" and gone[reason]:
+            first = out.counts["dropped.contamination"]["examples"][0]
             line += f'; row {first["id"]} holds "{first["gram"]}" of {first["task"]}, '
             line += f"item {first['item']}"
         out.say(f"{line}.")
@@ -165,11 +165,11 @@ REASONS = {"decontaminate": "contamination"}
 """Of rules, where counts have another word than the key."""
 
 
-def _counted(out: Out, prefix: str, without: Collection[str] = ()) -> str:
-    """`email 3, phone 1`: the counts of that prefix, but for some."""
-    found = {name: count["n"] for name, count in sorted(out.counts.items())}
-    shown = [name for name in found if name.startswith(prefix) and name not in without]
-    return ", ".join(f"{name.removeprefix(prefix)} {found[name]:,}" for name in shown)
+def _counted(out: Out, prefix: str, but: Mapping[str, int]) -> str:
+    """`email 3, phone 1`: the counts of that prefix, less these."""
+    names = sorted(name.removeprefix(prefix) for name in out.counts if name.startswith(prefix))
+    found = {name: out.counts[f"{prefix}{name}"]["n"] - but.get(name, 0) for name in names}
+    return ", ".join(f"{name} {n:,}" for name, n in found.items() if n)
 
 
 def _summed(each: list[dict[str, int]]) -> dict[str, int]:

@@ -117,6 +117,7 @@ class Curate(Stage):
         asked = questions(self.decontaminate or ())
         looker = Looker(
             folder=out.path / "checkpoints" / "curate",
+            kind=self.makes(),
             near=self.near,
             emoji=self.emoji,
             pii=self.pii,

@@ -133,6 +133,24 @@ def test_what_is_removed_is_kept_with_its_reason_and_counted_by_source(
     assert "exact: 2 rows removed." in said and "Kept 3 of 5 rows, 6 of 9 words." in said
 
 
+def test_a_second_stage_keeps_what_the_first_has_said_of_rows(tmp_path: Path) -> None:
+    dialog = asked("Why?")
+    known = {
+        Text: {"text": "A story."},
+        Prompts: {"prompt": dialog[:1]},
+        Conversations: {"messages": dialog},
+        Preferences: {"prompt": dialog[:1], "chosen": dialog[1:], "rejected": asked("", "No.")[1:]},
+    }
+    for number, (type_, row) in enumerate(known.items()):
+        first, again = (tmp_path / f"{number}-{name}" for name in ("first", "again"))
+        (first / "data").mkdir(parents=True)
+        again.mkdir()
+        row = {"id": "a", **row, "source": "hh", "quality": 0.5, "difficulty": 2.0}
+        (first / "data" / "rows.jsonl").write_text(json.dumps({**row, "other": 1}))
+        [kept] = Curate(data=[type_(first)]).run(Out(again, tmp_path / ".cache")).rows()
+        assert kept == (row if type_ is not Prompts else {**row, "other": 1})
+
+
 def test_what_cannot_be_read_and_what_is_changed_is_said(
     curate: Callable[..., Curated], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -560,6 +578,41 @@ def test_changes_come_before_what_is_compared_and_rules_before_what_repeats(
         "read": 4, "kept": 1, "changed.email": 2, "dropped.length": 2, "dropped.exact": 1
     }  # fmt: skip
     assert [row["reason"] for row in made.removed] == ["exact", "length", "length"]
+
+
+def test_a_row_that_a_change_spoils_is_removed(
+    curate: Callable[..., Curated], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a pair both answers may be equal then; of a ranking equal ones stay once."""
+
+    def said(*texts_: str) -> list[list[Row]]:
+        return [[{"role": "assistant", "content": text}] for text in texts_]
+
+    def pair(chosen: str, rejected: str) -> Row:
+        made = said(chosen, rejected)
+        return {"prompt": asked("Well?")[:1], "chosen": made[0], "rejected": made[1]}
+
+    footer = "\nLet me know if there is anything else that I can do for you."
+    rows = [
+        pair("Sure \N{GRINNING FACE}", "Sure"),
+        pair("ann@pears.io", "Ann@pears.io"),
+        {"prompt": asked("How?")[:1], "ranked": said("ann@pears.io", "Ann@pears.io", "No.")},
+        *(pair(f"{name}{footer}", f"{name}{'.' * (name != 'one')}") for name in NAMES[:7]),
+    ]
+    rules = {"emoji": {"emojis": 0}, "pii": {}, "lines": {}}
+    made = curate(rows, rows="preferences", decontaminate=[], **rules)
+    assert [row["reason"] for row in made.removed] == ["equal_answers"] * 3
+    assert made.rows[0]["chosen"] == said("<EMAIL_1>")[0] and "ranked" not in made.rows[0]
+    assert made.counts["kept"] == 7
+    log = capsys.readouterr().err
+    assert "Left out" not in log and "equal_answers: 3 rows removed." in log
+
+
+def test_words_read_are_those_before_any_change(curate: Callable[..., Curated]) -> None:
+    line = "a line that stands in every row of the data"
+    rows = texts(*(f"{line}\nann@pears.io {name} \N{GRINNING FACE}" for name in NAMES))
+    made = curate(rows, pii={}, emoji={"emojis": 0}, lines={})
+    assert made.metrics["read"]["words"] == 10 * 14 and made.metrics["kept"]["words"] == 10 * 2
 
 
 # -- what is wrong -------------------------------------------------------------------------------
