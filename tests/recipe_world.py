@@ -158,6 +158,7 @@ def build(folder: Path) -> None:
         config = {"architectures": [kind], "id2label": {"0": "LABEL_0"}}
         (folder / name / "config.json").write_text(json.dumps(config))
         (folder / name / "model.safetensors").write_bytes(b"\0" * 8)
+        (folder / name / "tokenizer.json").write_text("{}")
     (folder / "bin").mkdir()
     (folder / "bin" / "config.json").write_text("{}")
     (folder / "bin" / "pytorch_model.bin").write_bytes(b"\0")
