@@ -13,7 +13,7 @@ import regex
 from align.curation import emojis
 from align.curation.heuristics import Bounds, Emoji, Length, Phrases, Repetition
 from align.curation.repetition import shares
-from align.curation.rules import rewritten
+from align.curation.rules import rewritten, said
 from align.out import Out
 
 SONG = """The wheels on the bus go round and round,
@@ -202,6 +202,18 @@ def test_what_tools_are_called_with_can_be_changed_and_stays_json() -> None:
     assert found[0] == {"a": ["<X>", 1, {"b": "y"}]} and json.loads(found[1]) == {"a": "<X>\n"}
     assert found[2:] == ['{"n":  1}', "no json <X>", {}, {"a": "<X>"}]
     assert {call.get("function", call)["name"] for call in changed} == {"x"}
+
+
+def test_a_turn_that_only_calls_tools_is_no_answer() -> None:
+    rule = Length(answer_words=Bounds(at_least=1))
+    call = {"name": "f", "arguments": {}}
+    for empty in ("", " ", None):
+        row = conversation("Yes.")
+        calling = {"role": "assistant", "content": empty, "tool_calls": [call]}
+        row["messages"].insert(1, calling)
+        assert rule.look(said(row)) is None
+        del calling["tool_calls"]
+        assert (rule.look(said(row)) is None) == (empty is None)
 
 
 def test_a_row_full_of_emojis_goes() -> None:

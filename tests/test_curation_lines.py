@@ -78,6 +78,20 @@ def test_code_is_left_alone_and_its_lines_do_not_count(tmp_path: Path) -> None:
     assert [row for row, _ in found] == rows
 
 
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("    x = 1\n{0}\n\n\ny\n", "    x = 1\n\n\ny\n"),
+        ("a\n\n{0}\n\n\nb\n\n\nc", "a\n\nb\n\n\nc"),
+        ("{0}\n\na\n\n{0}\n{0}\n", "a"),
+    ],
+)
+def test_what_is_beside_the_lines_stays_as_it_is(tmp_path: Path, text: str, left: str) -> None:
+    rows = [conversation(text.format(FOOTER), str(i)) for i in range(7)]
+    found, _ = sifted(Lines(), rows, tmp_path)
+    assert answers(found) == [left] * 7
+
+
 def test_a_row_that_loses_an_answer_is_removed_with_the_line(tmp_path: Path) -> None:
     rows = [conversation(f"{FOOTER}\n\n{FOOTER.upper()}", str(i)) for i in range(7)]
     found, _ = sifted(Lines(), rows, tmp_path)

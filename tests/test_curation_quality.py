@@ -77,12 +77,15 @@ def test_names_of_files_do_not_say_which_of_equal_rows_stay(tmp_path: Path) -> N
     assert kept(sifted(Quality(reward=Digits()), two, tmp_path / "2")) == first
 
 
-def test_a_row_without_a_number_is_not_good_and_counts_for_no_share(tmp_path: Path) -> None:
+def test_a_row_without_a_number_is_not_good_and_counts_for_no_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [conversation("None.", f"n{i}") for i in range(6)]
     rows += [conversation(str(i), str(i)) for i in range(4)]
     found = sifted(Quality(reward=Digits(), top=0.5), rows, tmp_path)
     assert kept(found) == {"2", "3"}
     assert found[0][1].facts == {"reward": None} and found[0][0]["quality"] == 0
+    assert "» quality.reward: 6 of 10 rows have no number, as those" in capsys.readouterr().err
 
 
 def test_ranks_and_the_best_are_those_of_a_plain_sort() -> None:

@@ -36,8 +36,11 @@ def clusters(vectors: Vectors, order: Places, count: int) -> Iterator[Places]:
         sums, before = np.zeros_like(centres), of.copy()
         for at in range(0, len(order), CHUNK):
             part = vectors[order[at : at + CHUNK]]
-            of[at : at + CHUNK] = (part @ centres.T.astype(np.float32)).argmax(1)
-            np.add.at(sums, of[at : at + CHUNK], part)
+            nearest = (part @ centres.T.astype(np.float32)).argmax(1)
+            of[at : at + CHUNK] = nearest
+            together = np.argsort(nearest, kind="stable")
+            found, begins = np.unique(nearest[together], return_index=True)
+            sums[found] += np.add.reduceat(part[together], begins, dtype=np.float64)
         if (of == before).all():
             break
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)

@@ -40,18 +40,23 @@ class Lines(Settings):
         frequent = self._frequent(rows, out)
         for row in rows():
             taken: list[str] = []
+            left: list[str] = []
 
-            def without(text: str, row: Row = row, taken: list[str] = taken) -> str:
+            def without(
+                text: str, row: Row = row, taken: list[str] = taken, left: list[str] = left
+            ) -> str:
                 found = [line for line, n in self._lines(text, row) if n in frequent]
+                if not found:
+                    return text
                 taken += found
-                return _without(text, set(found)) if found else text
+                left.append(_without(text, set(found)))
+                return left[-1]
 
             new = amended(row, without)
             if not taken:
                 yield row, None
                 continue
-            pairs = zip(answers(said(row)), answers(said(new)), strict=True)
-            if any(before.strip() and not after for before, after in pairs):
+            if "" in left:
                 yield row, Why("lines", {"line": taken[0].strip()[:200]})
                 continue
             out.count("changed.lines", len(taken), {"id": row["id"], "line": taken[0][:200]})
@@ -104,13 +109,20 @@ def _told(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def _without(text: str, lines: set[str]) -> str:
-    """A text without these lines, and without the room between paragraphs that they leave."""
+    """A text without these lines, and without the room that they leave: of blank lines on both
+    sides those after them go, and at the end those before them.
+    """
     kept: list[str] = []
+    taken = False
     for line, code in _told(text):
-        again = not line.strip() and kept and not kept[-1].strip()
-        if code or (line not in lines and not again):
+        if not code and line in lines:
+            taken = True
+        elif not (taken and not line.strip() and not "".join(kept[-1:]).strip()):
             kept.append(line)
-    return "\n".join(kept).strip()
+            taken = False
+    while taken and kept and not kept[-1].strip():
+        kept.pop()
+    return "\n".join(kept)
 
 
 _ASCII = {

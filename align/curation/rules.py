@@ -85,11 +85,12 @@ def _texts(message: dict[str, Any]) -> Iterator[Said]:
     for key in THOUGHTS:
         if isinstance(message.get(key), str):
             yield role, message[key]
-    if isinstance(content, str):
+    calls = _calls(message)
+    if isinstance(content, str) and (content.strip() or not calls):  # what only calls says nothing
         yield role, content
     elif isinstance(content, list):
         yield from ((role, part["text"]) for part in content if part.get("type") == "text")
-    for block in map(_block, _calls(message)):
+    for block in map(_block, calls):
         given = block.get("arguments", "")
         written = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
         yield "call", f"{block.get('name', '')} {written}"

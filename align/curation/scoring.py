@@ -75,6 +75,10 @@ def score(
         raise StageFailed(f"{name} has no number for any of {total} rows. Look at what it returns.")
     if missing:
         out.count(f"unscored.{name}", missing)
+        out.say(
+            f"{name}: {missing:,} of {total:,} rows have no number, as those that are longer than "
+            "a reward model reads. It keeps none of them."
+        )
     return numbers, ties
 
 

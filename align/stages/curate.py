@@ -32,9 +32,12 @@ _TYPES = {
 }
 
 
+_TOGETHER = ("lines", "quality", "difficulty", "semantic", "phrases")
+"""Keys of rules that look at all rows that are left, in the order in which they do."""
+
 _RULES = (
-    *("emoji", "length", "repetition", "language", "decontaminate", "exact", "near", "lines"),
-    *("phrases", "quality", "difficulty", "semantic"),
+    *("emoji", "length", "repetition", "language", "decontaminate", "exact", "near"),
+    *_TOGETHER,
 )
 """Keys of rules that remove rows, in the order in which they do."""
 
@@ -73,10 +76,10 @@ class Curate(Stage):
 
     near: Near | None = None
     lines: Lines | None = None
-    phrases: Phrases | None = None
     quality: Quality | None = None
     difficulty: Difficulty | None = None
     semantic: Semantic | None = None
+    phrases: Phrases | None = None
 
     @model_validator(mode="after")
     def _typed(self) -> Curate:
@@ -133,8 +136,8 @@ class Curate(Stage):
             if self.near is not None:
                 table.near(looker, out)
             sieve = Sieve(table, looker, out)
-        for rule in (self.lines, self.phrases, self.quality, self.difficulty, self.semantic):
-            if rule is not None:
+        for name in _TOGETHER:
+            if (rule := getattr(self, name)) is not None:
                 sieve.sift(rule)
         metrics = sieve.finish([sources.name(source) for source in self.data])
         if not metrics["kept"]["rows"]:

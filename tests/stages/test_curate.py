@@ -17,8 +17,8 @@ from scipy.stats import binom
 
 from align import overlap, recipe, shelf
 from align.artifacts import Conversations, Model, Preferences, Prompts, Text
-from align.curation import flow, minhash, words
-from align.curation.contamination import RUN, question
+from align.curation import contamination, flow, minhash, words
+from align.curation.contamination import RUN, Questions, question
 from align.curation.exact import content
 from align.curation.heuristics import Bounds, Length
 from align.curation.lines import Lines
@@ -174,6 +174,47 @@ def test_rows_stay_in_their_order_in_many_lots(
     assert removed == sorted(removed, key=places.__getitem__)
 
 
+def test_what_each_rule_removes_lies_in_the_order_of_the_rows(
+    curate: Callable[..., Curated],
+) -> None:
+    rows = texts("I'm sorry.", "no", "I'm sorry!", "no no", "I'm sorry?", "Well, well, well.")
+    made = curate(rows, length={"characters": {"at_least": 6}}, phrases={"at_most": 0.1})
+    assert [(row["id"], row["reason"]) for row in made.removed] == [
+        *(("one", "phrases"), ("two", "length"), ("three", "phrases")),
+        *(("four", "length"), ("five", "phrases")),
+    ]
+
+
+def test_rows_are_not_read_far_ahead(
+    curate: Callable[..., Curated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Any] = []
+    waits: list[int] = []
+    taken = flow._taken
+
+    def lots(*given: Any) -> Iterator[Any]:
+        for lot in words.lots(*given):
+            read.append(lot)
+            yield lot
+
+    def counted(lot: Any, out: Out) -> Any:
+        waits.append(len(read))
+        return taken(lot, out)
+
+    monkeypatch.setattr(words, "LOT", 1)
+    monkeypatch.setattr(flow, "lots", lots)
+    monkeypatch.setattr(flow, "_taken", counted)
+    monkeypatch.setattr(flow, "cores", lambda: 1)
+    assert len(curate([{"text": f"number {i}"} for i in range(20)]).rows) == 20
+    assert waits[0] == flow.AHEAD + 1
+
+
+def test_long_rows_are_looked_at_in_small_lots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "CHARACTERS", 10)
+    found = [*words.lots(["a" * 6, "b" * 5, "c" * 20, "d"], lambda text: [text])]
+    assert [[len(text) for text in lot] for lot in found] == [[6, 5], [20], [1]]
+
+
 # -- words ---------------------------------------------------------------------------------------
 
 
@@ -251,6 +292,21 @@ def test_rows_are_equal_up_to_white_space_and_forms_of_characters_and_no_further
     assert len({content(one) for one in different}) == len(different)
 
 
+def test_tools_and_arguments_are_the_same_however_they_are_written() -> None:
+    tools = [{"name": "f", "parameters": {"a": 1}}, {"name": "g"}]
+    other = json.dumps([tools[1], {"parameters": {"a": 1}, "name": "f"}])
+
+    def calling(arguments: Any) -> list[Row]:
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        return [{"role": "assistant", "content": None, "tool_calls": [call]}]
+
+    given = ({"a": "x  y", "b": 1}, {"b": 1, "a": "x y"}, '{"b":1,"a":"x y"}', '{"a": "y", "b": 1}')
+    held = [content({"messages": calling(one), "tools": tools}) for one in given]
+    assert held[0] == held[1] == held[2] != held[3]
+    assert content({"messages": calling(given[1]), "tools": other}) == held[0]
+    assert content({"messages": calling("no json")}) != content({"messages": calling("no, json")})
+
+
 def test_of_equal_rows_the_one_with_the_highest_score_stays(
     curate: Callable[..., Curated],
 ) -> None:
@@ -324,6 +380,13 @@ def test_near_rows_are_one_group_and_others_are_left_alone(curate: Callable[...,
     for row in made.removed:
         assert row["reason"] == "near" and row["facts"]["repeats"] in made.ids
         assert row["facts"]["similarity"] in (round(55 / 57, 3), round(54 / 58, 3))
+
+
+def test_a_row_that_a_rule_removes_is_nobodys_original(curate: Callable[..., Curated]) -> None:
+    told = " ".join(story(1))
+    rows = [{"id": "long", "text": f"{told} {'x' * 99}", "score": 9.0}, {"id": "a", "text": told}]
+    long = {"characters": {"at_most": len(told)}}
+    assert curate(rows, near=Near(), length=long).ids == ["a"]
 
 
 def test_a_chain_of_near_rows_is_one_group(curate: Callable[..., Curated]) -> None:
@@ -493,6 +556,24 @@ def test_what_stands_in_another_column_counts_as_the_evaluation_counts_it(
 ) -> None:
     rows = [{"id": "a", "prompt": "Why?", "reference": LONG}, {"id": "b", "prompt": "How?"}]
     assert curate(rows, rows="prompts", decontaminate=[Quiz(questions=[LONG])]).ids == ["b"]
+
+
+def test_runs_of_more_items_than_a_few_or_a_share_are_the_form_of_a_task() -> None:
+    form = "what is the answer to this question about"
+
+    def found(having: int, items: int) -> bool:
+        asked = {str(i): f"{form} {' '.join(story(i, 12))}" for i in range(having)}
+        asked |= {f"x{i}": f"question {i}" for i in range(items - having)}
+        read = words.Texts([" ".join([form, *story(0, 4), "and something else"])])
+        return bool(Questions({"quiz": asked}).find(read, [0]))
+
+    assert [found(n, 20) for n in (10, 11)] == [True, False]
+    assert [found(n, 4000) for n in (20, 21)] == [True, False]
+
+
+def test_an_instruction_and_its_input_are_one_question() -> None:
+    row = {"prompt": "Why?", "instruction": "Translate into French:", "input": "a cat"}
+    assert "Translate into French: a cat" in [*contamination.texts(row)]
 
 
 def shelf_task(name: str, **settings: Any) -> Task:
