@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from pydantic import Field
 
-from align.curation import exact
+from align.curation import hashes
 from align.curation.rules import Row, Why, said
 from align.curation.scripts import apart
 from align.curation.texts import amended, answers
@@ -96,7 +96,7 @@ class Lines(Settings):
         for line, code in _told(text):
             normal = "" if code else normalised(line)
             if normal and len(apart(normal)) >= least:
-                yield line, exact.number(normal)
+                yield line, hashes.number(normal)
 
 
 def _told(text: str) -> Iterator[tuple[str, bool]]:

@@ -19,7 +19,7 @@ from align import forms
 from align.artifacts import Rows
 from align.curation import minhash
 from align.curation.contamination import Questions, texts
-from align.curation.exact import content, dumps, holds, number, score, tools
+from align.curation.hashes import content, dumps, holds, number, score, tools
 from align.curation.heuristics import Emoji
 from align.curation.language import Language
 from align.curation.near import Near

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align import rewards
-from align.curation import exact
+from align.curation import hashes
 from align.curation.rules import Row
 from align.curation.texts import tie
 from align.errors import StageFailed
@@ -27,7 +27,7 @@ Numbers = NDArray[np.float64]
 PART = rewards.CHUNK
 """Rows that are scored together: batches are made of rows of like length among them."""
 
-_OURS = {*exact.SAYS, "id", "source"} - {"tools"}
+_OURS = {*hashes.SAYS, "id", "source"} - {"tools"}
 """Columns that a reward is not given beside the dialog."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pydantic import Field
 
 from align.artifacts import Model
-from align.curation import exact
+from align.curation import hashes
 from align.curation.rules import Row, Why
 from align.curation.texts import tie
 from align.out import Out
@@ -48,7 +48,7 @@ class Semantic(Settings):
         for row in rows():
             worth.append(_worth(row))
             ties.append(tie(row))
-            tools.append(exact.tools(row))
+            tools.append(hashes.tools(row))
         if not ties:
             return
         number = np.frombuffer(ties, np.uint64)
@@ -75,4 +75,4 @@ class Semantic(Settings):
 
 def _worth(row: Row) -> float:
     """Quality times difficulty; what there is no number for is 1."""
-    return math.prod(exact.finite(row, ("quality", "difficulty")))
+    return math.prod(hashes.finite(row, ("quality", "difficulty")))

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 
-from align.curation import exact
+from align.curation import hashes
 from align.curation.rules import Row, Said, by_role
 
 ANSWERS = ("assistant", "text")
@@ -38,5 +38,5 @@ def tie(row: Row) -> int:
 
     Its id is no part of it, which may be its place in a file, and the file's name is none.
     """
-    held = {key: value for key, value in row.items() if key not in exact.NAMES}
-    return exact.number(json.dumps(held, sort_keys=True, ensure_ascii=False))
+    held = {key: value for key, value in row.items() if key not in hashes.NAMES}
+    return hashes.number(json.dumps(held, sort_keys=True, ensure_ascii=False))

@@ -19,7 +19,7 @@ from align import overlap, recipe, shelf
 from align.artifacts import Conversations, Model, Preferences, Prompts, Text
 from align.curation import contamination, flow, minhash, words
 from align.curation.contamination import RUN, Questions, question
-from align.curation.exact import content
+from align.curation.hashes import content
 from align.curation.heuristics import Bounds, Length
 from align.curation.lines import Lines
 from align.curation.looking import encoded
@@ -384,9 +384,10 @@ def test_near_rows_are_one_group_and_others_are_left_alone(curate: Callable[...,
 
 def test_a_row_that_a_rule_removes_is_nobodys_original(curate: Callable[..., Curated]) -> None:
     told = " ".join(story(1))
-    rows = [{"id": "long", "text": f"{told} {'x' * 99}", "score": 9.0}, {"id": "a", "text": told}]
-    long = {"characters": {"at_most": len(told)}}
-    assert curate(rows, near=Near(), length=long).ids == ["a"]
+    rows = [{"id": "a", "prompt": told}, {"id": "b", "prompt": f"{told} more", "score": 9.0}]
+    short = {"characters": {"at_most": len(told)}}
+    assert curate(rows, rows="prompts", near=Near()).ids == ["b"]
+    assert curate(rows, rows="prompts", near=Near(), length=short).ids == ["a"]
 
 
 def test_a_chain_of_near_rows_is_one_group(curate: Callable[..., Curated]) -> None:

@@ -1,4 +1,4 @@
-"""What a row says, as one number: rows that say the same have the same."""
+"""What a row says, as numbers: rows that say the same have the same; and what it is worth."""
 
 from __future__ import annotations
 
