@@ -28,7 +28,7 @@ class Quality(Settings):
     """What ranks all rows, as {use: reward/model.py, model: reward}."""
 
     top: float = Field(0.25, gt=0, lt=1)
-    """The share of the rows that is good by `reward`."""
+    """The share of the rows that is good by `reward`; of those that it has a number for."""
 
     judge: Reward | None = None
     """What marks each row for itself: {use: reward/judge.py, url: …, model: …, scale: [1, 3],

@@ -29,7 +29,7 @@ from align.data import Source
 from align.errors import RecipeError, StageFailed
 from align.out import Out
 from align.settings import Task
-from align.stages.curate import Curate
+from align.stages.curate import _RULES, Curate
 from align.stages.sft import Sft
 
 __all__ = ["world"]
@@ -720,6 +720,12 @@ def test_rows_of_no_type_or_of_two_are_refused(settings: Row, message: str) -> N
 def test_what_a_rule_is_not_for_is_said_in_the_plan() -> None:
     stage = Curate(data=[Source(path="a.jsonl", weight=2.0)], rows="text", near=Near(of="prompt"))
     assert [key for key, _ in stage.check()] == ["data.0", "near"]
+
+
+def test_rules_apply_in_the_order_of_the_keys() -> None:
+    """As `Curate` says; phrases come last, whose share is of the rows that stay."""
+    keys = [key for key in Curate.model_fields if key in _RULES]
+    assert keys == [*_RULES] and keys[-1] == "phrases"
 
 
 def test_no_row_left_is_an_error(curate: Callable[..., Curated]) -> None:
