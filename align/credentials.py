@@ -20,6 +20,8 @@ FORMS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("a GitLab token", ("glpat-",), r"[\w-]{20,}"),
     ("an AWS key", ("AKIA", "ASIA"), r"[A-Z0-9]{16}"),
     ("a Google key", ("AIza",), r"[\w-]{35}"),
+    ("a Google token", ("ya29.",), r"[\w-]{20,}"),
+    ("a SendGrid key", ("SG.",), r"[\w-]{22}\.[\w-]{43}"),
     ("a Slack token", ("xox",), r"[abeoprs]-[A-Za-z0-9-]{10,}"),
     ("a Stripe key", ("sk_live_", "rk_live_"), r"[A-Za-z0-9]{16,}"),
     ("a Weights & Biases key", ("wandb_v",), r"\d_\w{20,}"),
@@ -45,13 +47,14 @@ _BEGINS = [begin for _, begins, _ in FORMS for begin in begins]
 _MARKED = (
     ("_", [begin for begin in _BEGINS if "_" in begin]),
     ("-", [begin for begin in _BEGINS if "-" in begin]),
+    (".", [begin for begin in _BEGINS if "." in begin]),
     ("", [begin for begin in _BEGINS if begin.isalnum()]),
 )
 """How they begin, by a character that most texts have none of."""
 
 _TOKEN = re.compile(
     r"(?<![A-Za-z0-9_])(?:"
-    + "|".join(f"((?:{'|'.join(begins)}){rest})" for _, begins, rest in FORMS)
+    + "|".join(f"((?:{'|'.join(map(re.escape, begins))}){rest})" for _, begins, rest in FORMS)
     + r")(?![A-Za-z0-9_])",
     re.ASCII,  # a token ends where Chinese goes on
 )

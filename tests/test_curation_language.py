@@ -59,6 +59,36 @@ def test_what_tells_nothing_stays(text: str) -> None:
     assert Language(keep=["en"]).look([("text", text)]) is None
 
 
+SUMS = (
+    "Anna picked 20 - 5 = <<20-5=15>>15 pears.\nBen picked 12 + 15 = <<12+15=27>>27 pears.\n"
+    "Ben picked 27 - 20 = <<27-20=7>>7 pears more than Anna\n#### 7"
+)
+
+PROGRAM = """
+def remove_occurrences(string, letter):
+    for place in range(len(string)):
+        if (string[place] == letter):
+            string = string[0:place] + string[place + 1:]
+            break
+    return string.replace(letter, "")
+"""
+
+
+def test_code_without_a_fence_tells_nothing_and_prose_around_it_does() -> None:
+    rule = Language(keep=["de"])
+    assert rule.look([("text", PROGRAM)]) is None and rule.short([("text", PROGRAM)])
+    assert rule.look([("text", f"{ARTICLE['fr']} {ARTICLE['fr']}\n{PROGRAM}")]) is not None
+
+
+def test_a_row_whose_likeliest_language_is_wanted_stays_unless_more_is_asked() -> None:
+    said = [("assistant", SUMS)]
+    likely = dict(language._identifier().rank(SUMS))
+    assert max(likely, key=likely.__getitem__) == "en" and likely["en"] < 0.5
+    assert Language(keep=["en"]).look(said) is None
+    why = Language(keep=["en"], at_least=0.5).look(said)
+    assert why is not None and why.facts["language"] == "en"
+
+
 def test_what_is_too_short_can_be_counted() -> None:
     rule = Language(keep=["en"])
     assert rule.short([("assistant", "Oui."), ("user", ARTICLE["fr"])])

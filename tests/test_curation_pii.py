@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ FOUND = {
         "020 7946 0958",
         "0171/2345678",
         "+91 98765 43210",
+        "0044 20 7946 0958",
     ],
     "ip": ["81.2.69.142", "2a00:1450:4001:81b::200e", "2001:4860:4860:0:0:0:0:8888"],
     "iban": [  # examples of the registry
@@ -45,6 +47,8 @@ FOUND = {
         "MT84MALT011000012345MTLCAST001S",
         "de89370400440532013000",
         "DE89-3704-0044-0532-0130-00",
+        "HN88CABF00000000000250005469",
+        "NI45BAPR00000013000003558124",
     ],
     "card": [  # issuers' test numbers
         "4111 1111 1111 1111",
@@ -60,6 +64,8 @@ FOUND = {
         "xoxb-17653672481-19874698323",
         "hf_" + "aB3dE" * 7,
         "sk-proj-4f9aKq2LmN8sT1vX7wZ0",
+        "SG.a1B2c3D4e5F6g7H8i9J0ab." + "a1B2c3D4e5F6" * 3 + "a1B2c3D",
+        "ya29.a0AfH6SMBa1B2c3D4e5F6g7H8",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N",
         "-----BEGIN RSA PRIVATE KEY-----\nMIIB\nOQIB\n-----END RSA PRIVATE KEY-----",
     ],
@@ -104,6 +110,22 @@ LEFT = {
         "phone: 10800-2500",
         "phone can hold [[10801-2502]]=<<10801-2502=8299>>8299",
         "phone costs 2 * 6647665 or 6647665 * 2",
+        "Wang et al., Cell 181 (2020) 223-227",
+        "Cell 10.1016/j.cell.2020.01.001",
+        "The phone, released 2007-06-29, was",
+        "phone: 12/10/2020",
+        "phone (2021-03-15)",
+        "fax is 12.10.2020",
+        "Phone: (2020) 181 223",
+        "Cell voltage: 3.7 4.2 3.7 4.2",
+        "cell: 3.7 4.2 3.7 4.2",
+        "mobile/desktop ratio 0.1234567",
+        "phone: 0.1234567",
+        "Excel cell 1 2 3 4 5 6 7 8",
+        "phone screen 1179 2556 pixels",
+        "phone (1080/2400) pixels",
+        "mobile payments 12 345 678",
+        "0020 100 300 500",
     ],
     "ip": [
         "192.168.1.1 and 127.0.0.1",
@@ -119,6 +141,14 @@ LEFT = {
         "2001:db8::1",
         "fe80::1",
         "Chrome/81.0.4389.82-x",
+        "opencv-python==4.8.1.78",
+        "opencv >= 4.5.5.64",
+        "OpenCV 4.5.5.64",
+        '"version": "4.8.1.78"',
+        "<Version>4.8.1.78</Version>",
+        'AssemblyVersion("1.2.3.40")',
+        "Figure 3.2.1.40",
+        "see 4.2.1.3 above, OID 1.3.6.1",
     ],
     "iban": [
         "DE89370400440532013001",
@@ -175,8 +205,8 @@ def test_what_only_looks_like_it_stays(kind: str, text: str) -> None:
         ("账号DE89370400440532013000谢谢", "账号<IBAN_1>谢谢"),
         ("地址81.2.69.142和2a00:1450:4001:81b::200e谢谢", "地址<IP_1>和<IP_2>谢谢"),
         ("密钥sk-proj-4f9aKq2LmN8sT1vX7wZ0谢谢", "密钥<KEY_1>谢谢"),
-        ("ip:8.8.8.8, IP:8.8.4.4 port 80", "ip:<IP_1>, IP:<IP_2> port 80"),
-        ("server 8.8.8.8 or ::ffff:8.8.8.8", "server <IP_1> or ::ffff:<IP_1>"),
+        ("ip:81.2.69.142, IP:8.8.4.42 port 80", "ip:<IP_1>, IP:<IP_2> port 80"),
+        ("server 8.8.8.84 or ::ffff:8.8.8.84", "server <IP_1> or ::ffff:<IP_1>"),
         ("source:2a00:1450:4001:81b::200e", "source:<IP_1>"),
         ("fe80:2a00:1450:4001:81b::200e", "fe80:2a00:1450:4001:81b::200e"),
         ("Jo,jo@mail.org,212-664-7665,NY", "Jo,<EMAIL_1>,<PHONE_1>,NY"),
@@ -185,6 +215,9 @@ def test_what_only_looks_like_it_stays(kind: str, text: str) -> None:
         ("0,4111111111111111", "0,4111111111111111"),
         ("_jo@mail.org_ __jo@mail.org__ jo@mail.org-", "_<EMAIL_1>_ __<EMAIL_1>__ <EMAIL_1>-"),
         ("**212-664-7665**, **phone:** 6647665", "**<PHONE_1>**, **phone:** <PHONE_2>"),
+        ("phone (555-3476) and fax (555-2428)", "phone (<PHONE_1>) and fax (<PHONE_2>)"),
+        ("tel: 030 901820; Tel.: +43/1/58858", "tel: <PHONE_1>; Tel.: <PHONE_2>"),
+        ("Fax/Phone: 6647665, cell no. 664 7666", "Fax/Phone: <PHONE_1>, cell no. <PHONE_2>"),
         ("https://jo:a7secret@host.com/", "https://<KEY_1>@host.com/"),
     ],
 )
@@ -200,6 +233,10 @@ def test_every_kind_has_a_finder() -> None:
 def test_what_is_assigned_to_a_key_goes_and_its_name_stays() -> None:
     text, _ = scrubbed('API_KEY = "9f86d081884c7d659a2feaa0c55ad015"')
     assert text == 'API_KEY = "<KEY_1>"'
+    text, _ = scrubbed(
+        '{"password": "Tr0ub4dor&3xyzQ9w8", "Authorization": "Bearer a1B2.c3D4e5F6g7H8"}'
+    )
+    assert text == '{"password": "<KEY_1>", "Authorization": "Bearer <KEY_2>"}'
 
 
 def test_what_is_found_in_two_ways_is_one_and_nothing_of_it_is_left() -> None:
@@ -217,6 +254,14 @@ def test_one_changed_digit_makes_no_card_and_no_iban() -> None:
             for digit in set("0123456789") - {number[place]}:
                 wrong = number[:place] + digit + number[place + 1 :]
                 assert scrubbed(wrong, [kind])[0] == wrong
+
+
+def test_what_stands_alone_is_found_whatever_little_it_has() -> None:
+    """With no other digits in the text, and of the fewest that its kind can have."""
+    assert scrubbed("1.1.1.10")[0] == "<IP_1>"
+    assert scrubbed("MT84MALT011000012345MTLCAST001S")[0] == "<IBAN_1>"
+    assert scrubbed("DE89370400440532013000 de89370400440532013000")[0] == "<IBAN_1> <IBAN_1>"
+    assert len(personal._SPELLED) == 88  # countries
 
 
 def test_one_in_ten_numbers_has_the_right_check_digit() -> None:
@@ -254,6 +299,39 @@ def test_a_placeholder_that_stands_there_already_is_somebody_else() -> None:
     assert changed["chosen"][0]["content"] == "<EMAIL_3> and <IP_7>, not <PHONE_1>"
 
 
+def test_every_text_of_a_row_is_changed_and_one_person_has_one_name() -> None:
+    """Columns beside, tools, names of who speaks: but not the row's own name and its source's."""
+    call = {"function": {"name": "send", "arguments": '{"to": "\\na@mail.org"}'}}
+    row = {
+        "id": "a@mail.org",
+        "source": "b@mail.org",
+        "columns": {"answer": "A@mail.org", "meta": {"author": ["c@mail.org", 3, None]}},
+        "prompt": [
+            {"role": "user", "name": "a@mail.org", "content": '{"to":  "b@mail.org"}'},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+        ],
+        "tools": [{"name": "send", "description": "To b@mail.org", "parameters": {}}],
+        "tests": "[\"assert f('\\na@mail.org')\"]",
+    }
+    assert Pii().change(row)[0] == {
+        "id": "a@mail.org",
+        "source": "b@mail.org",
+        "columns": {"answer": "<EMAIL_1>", "meta": {"author": ["<EMAIL_3>", 3, None]}},
+        "prompt": [
+            {"role": "user", "name": "<EMAIL_1>", "content": '{"to":  "<EMAIL_2>"}'},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"function": {"name": "send", "arguments": '{"to": "\\n<EMAIL_1>"}'}}
+                ],
+            },
+        ],
+        "tools": [{"name": "send", "description": "To <EMAIL_2>", "parameters": {}}],
+        "tests": "[\"assert f('\\n<EMAIL_1>')\"]",
+    }
+
+
 def test_a_row_without_any_is_the_same_object() -> None:
     row = {"id": "a", "text": "Nothing in 2024, at 3.5 % or for $1,200."}
     assert Pii().change(row)[0] is row
@@ -277,11 +355,19 @@ def test_only_the_kinds_that_are_asked_for_are_looked_for() -> None:
         *("1", "a", "1.", "1 ", "a@", "a@b.", "::", "2001:", "A1 ", "DE89 ", "key='a1", "(at)"),
         *("a_", "a@b._", "ж@ж.", "a1-", "06 ", "phone **", "://a:", "<EMAIL_1> "),
         *("phone ", "+1 ", "(212) ", "sk-", "eyJ-", "-----BEGIN PRIVATE KEY-----"),
+        *("password='", "bearer a", "phone no ", "SG.", "0011 ", 'version"', "=", " "),
     ],
 )
 def test_no_pattern_takes_time_in_the_square_of_the_length(piece: str) -> None:
-    """A finder that looked to the end from every place would be here for minutes."""
-    scrubbed("phone 12345678901234 " + piece * 30_000)
+    """Of four times the length a finder that looks to the end from every place takes sixteen."""
+
+    def seconds(pieces: int) -> float:
+        text = f"phone 12345678901234 {piece * pieces} @ (at) :: = bearer"
+        begun = time.process_time()
+        scrubbed(text)
+        return time.process_time() - begun
+
+    assert min(seconds(8_000) for _ in range(2)) < 9 * min(seconds(2_000) for _ in range(3)) + 0.02
 
 
 def _texts(data: Path) -> Iterator[str]:

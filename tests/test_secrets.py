@@ -20,6 +20,8 @@ TOKENS = {
     "a GitLab token": "glpat-" + "x9Y8" * 5,
     "an AWS key": "AKIA" + "Q7RW" * 4,
     "a Google key": "AIza" + "Sy_A1" * 7,
+    "a Google token": "ya29." + "a0Af_H6S" * 3,
+    "a SendGrid key": "SG." + "a1B2c3D4e5F" * 2 + "." + "a1B2c3D" * 6 + "x",
     "a Slack token": "xoxb-2138471-" + "aBc9" * 5,
     "a Stripe key": "sk_live_" + "a1B2c3" * 4,
     "a Weights & Biases key": "wandb_v1_" + "a1B2c3" * 5,

@@ -11,9 +11,12 @@ from itertools import pairwise
 from align import credentials
 
 _ASSIGNED = re.compile(
-    r"(?:key|token|secret|passw(?:or)?d)[\"']?\s{0,3}[:=]\s{0,3}[\"']?([A-Za-z0-9+/_-]{16,}={0,2})",
+    r"(?:key|token|secret|passw(?:or)?d)[\"']?\s{0,3}[:=]\s{0,3}[\"']?([A-Za-z0-9+/_-]{16,}={0,2})"
+    r"|passw(?:or)?d[\"']?\s{0,3}[:=]\s{0,3}[\"']([!#-&(-~]{12,})[\"']"  # in quotes: any sign
+    r"|bearer\s{1,3}([A-Za-z0-9+/._-]{16,}={0,2})",
     re.IGNORECASE,
 )
+_NAMES = ("key", "token", "secret", "passw", "bearer")
 
 BITS, TURNS = 3.5, 3
 """The least of what is random: bits per character (Shannon, of its own characters; hexadecimal
@@ -29,8 +32,11 @@ def keys(text: str, known: int) -> Iterator[tuple[int, int, str]]:
     found = [(begin, end) for begin, end, _ in credentials.found(text)]
     if known >= TURNS // 2 + 1 and ("=" in text or ":" in text):
         low = text.lower()
-        if "key" in low or "token" in low or "secret" in low or "passw" in low:
-            found += [match.span(1) for match in _ASSIGNED.finditer(text) if _random(match[1])]
+        if any(name in low for name in _NAMES):
+            for match in _ASSIGNED.finditer(text):
+                assert match.lastindex is not None
+                if _random(match[match.lastindex]):
+                    found.append(match.span(match.lastindex))
     at = 0
     for begin, end in sorted(found, key=lambda span: (span[0], -span[1])):
         begin = max(begin, at)  # a token is often assigned: it is found twice

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import lzma
+import re
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,14 @@ for 60 % with fewer than 20 letters, 89 % with 20 to 29, 96 % with 30 to 49, 98 
 ENOUGH = 2000
 """Characters after which nothing changes, and reading more takes time: 0.8 ms for 190 words."""
 
+_SIGNS = re.compile(r"(?<![!-~])[!-~]*?[\\_(){}\[\]=<>|#@/^][!-~]*")
+"""What stands between blanks and holds a sign that code is full of: from its beginning, once."""
+
+PLAIN = 0.5
+"""Of the characters but blanks. Where fewer are free of such signs it is code that no fence shows:
+698 of MBPP's 807 programs with 50 letters, 77 of 2,299 answers of GSM8K, none of 4,589 dialogs of
+HH-RLHF."""
+
 NONE = "zxx"
 """What is no language: markup, numbers."""
 
@@ -33,17 +42,19 @@ NONE = "zxx"
 class Language(Rule):
     """Rows whose answers are in another language; of prompts without answers, the prompts.
 
-    Code and addresses are left out. Rows of fewer than 50 letters, and those that are no language
-    but numbers or markup, stay and are counted. Needs `pip install 'align-recipes[curate]'`.
+    Code and addresses are left out. Rows of fewer than 50 letters, or most of whose words are code,
+    stay and are counted; what is but numbers or markup stays. Needs `pip install
+    'align-recipes[curate]'`.
     """
 
     keep: list[str] = Field(min_length=1)
     """Codes of py3langid, as `en`."""
 
-    at_least: float = Field(0.5, gt=0, le=1)
-    """The probability that it is one of them. FineWeb asks another detector for 0.65 (arXiv
-    2406.17557); here 0.5 removes 3 % of what is right and has 50 to 99 letters, 0.65 removes 7 %,
-    and neither keeps anything that is wrong, on Django's translations."""
+    at_least: float | None = Field(None, gt=0, le=1)
+    """The probability that it is one of them. Unless set, one of them is to be the likeliest: that
+    removes 1.5 % of what is right and has 50 to 99 letters, 0.5 removes 3 %, and 0.65 7 %, which
+    FineWeb asks another detector for (arXiv 2406.17557). All keep 2 or 3 of 10,000 that are wrong
+    (Django's translations)."""
 
     @field_validator("keep")
     @classmethod
@@ -63,7 +74,8 @@ class Language(Rule):
         likely = dict(_identifier().rank(text))
         likeliest = max(likely, key=likely.__getitem__)
         share = sum(likely.get(code, 0.0) for code in self.keep) / (1 - likely.get(NONE, 0.0))
-        if likeliest == NONE or share >= self.at_least:
+        wanted = likeliest in self.keep if self.at_least is None else share >= self.at_least
+        if wanted or likeliest == NONE:
             return None
         return Why("language", {"language": likeliest, "probability": round(share, 4)})
 
@@ -74,7 +86,14 @@ class Language(Rule):
 
 def _read(said: list[Said]) -> str:
     texts = answers(said) or [text for role, text in said if role != "call"]
-    return prose("\n".join(texts)[:ENOUGH])
+    text = prose("\n".join(texts)[:ENOUGH])
+    plain, signs = _SIGNS.subn(" ", text)
+    return "" if signs and _size(plain) < PLAIN * _size(text) else text
+
+
+def _size(text: str) -> int:
+    """Its characters but blanks."""
+    return len("".join(text.split()))
 
 
 def _letters(text: str) -> int:

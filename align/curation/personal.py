@@ -62,6 +62,7 @@ _PHONE = re.compile(
       (?:\+?1[ .-]?)?(?:\([2-9]\d\d\)\s?|[2-9]\d\d[.-])[2-9]\d\d[.-]\d{4}    # (212) 555-1234
     | (?<![0-9],)(?:
         \+\d{1,3}(?:[ .-]?\(\d{1,4}\)|[ .-]?\d{1,5})(?:[ .-]?\d{2,5}){1,4}   # +49 30 901820
+      | 00[1-9]\d?[ ]\d{1,4}(?:[ ]\d{3,5}){2,3}                             # 0044 20 7946 0958
       | 0[1-9](?:[ .-]\d\d){4}                                               # 06 12 34 56 78
       | 0\d{2,4}[ ]\d{3,4}[ ]\d{3,4}                                         # 020 7946 0958
       | 0[2-9]\d{1,3}[/-]\d{5,8} | 01\d{2,3}[/-]\d{6,8}                      # 0171/2345678
@@ -71,13 +72,15 @@ _PHONE = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _CALLED = re.compile(
-    rf"(?<![{_W}])(?:tele)?(?:phone|fax|mobile|cell|whatsapp)(?![{_W}])"
-    r"(?:[^0-9\n+=*\[<]|\*\*){0,20}?"  # what is set in bold, but no sum
-    r"((?:\+|\()?\d(?:[ ()./-]{0,2}\d){6,14})"
+    rf"(?<![{_W}.])(?:(?:tele)?(?:phone|fax|mobile|whatsapp)(?![{_W}])|tel(?=[.:])"
+    rf"|cell(?=\W{{1,4}}(?:phone|number|no|is|at|whatsapp)(?![{_W}])|\W?:))"  # others are biology's
+    r"(?:[ \t:：.'’\"“(){}#-]|\*\*"  # what is set in bold, but no sum
+    rf"|(?:number|no|nr|is|at|or|phone|fax|mobile|cell|whatsapp|home|work)(?![{_W}])){{0,12}}?"
+    r"((?:\+|\((?=\+?\d{1,4}\)))?\+?\d(?:[ ()./-]{0,2}\d){6,14})"
     rf"(?![{_W}%]|[-.,]\d|\s?[=\[\]<]|\s?\*(?!\*))",
     re.IGNORECASE | re.ASCII,
 )
-"""A number that is called one may have any form."""
+"""A number that is called one may have any form; but a phone's screen or price is no number."""
 
 _TOLL_FREE = re.compile(r"1?(?:8(?:00|33|44|55|66|77|88)|900)\d{7}")
 """Hotlines and the like: nobody's own, and an answer may be of no use without it."""
@@ -89,6 +92,7 @@ _AMOUNT = re.compile(
 
 _BEFORE, _AFTER = re.compile(r"[0-9][ \t,]\Z"), re.compile(r"[ \t,][0-9]")
 _NO_PART = re.compile(r"(?:19|20)[0-9]{2}|[0-9]+00")
+_YEAR = re.compile(r"\((?:19|20)[0-9]{2}\)")
 _DENSE = re.compile(r"[0-9](?:[ ()./-]{0,3}[0-9]){6}")
 """Seven digits in a row. It begins with a set of characters: `re` looks for those fast."""
 
@@ -131,8 +135,14 @@ def _listed(text: str, start: int, stop: int) -> bool:
 
 
 def _reckoned(spelled: str) -> bool:
-    """Whether what stands behind a name is rather a round number, years or a round difference."""
-    return spelled.endswith("000") or all(map(_NO_PART.fullmatch, re.findall("[0-9]+", spelled)))
+    """Whether what stands behind a name is rather round, years, a date, decimals or a fraction."""
+    groups = re.findall("[0-9]+", spelled)
+    if spelled.endswith("000") or all(map(_NO_PART.fullmatch, groups)) or _YEAR.search(spelled):
+        return True
+    short = sum(len(group) < 3 for group in groups)
+    return spelled[0] != "+" and (
+        2 * short >= len(groups) or ("/" in spelled and groups[0][0] != "0")
+    )
 
 
 # -- addresses of machines -----------------------------------------------------------------------
@@ -148,20 +158,24 @@ _INSIDE = re.compile(rf"(?:^|[^{_W}])[0-9A-Fa-f]{{0,4}}:\Z")
 """What comes before the middle of an IPv6 address; `ip:` comes before a whole one."""
 
 _OTHERWISE = re.compile(
-    rf"(?:[{_W}.-]|[a-z]/|(?<![{_W}])(?:version|ver|release|section|chapter|build|§|python|java|node"
-    r"|php|ruby|chrome|firefox|safari|windows|linux|kernel|android|ios|macos)(?:\s(?:is|was))?"
-    r"[.:]?\s*)\Z",
+    rf"(?:[{_W}.-]|[a-z]/|[=<>~!]=\s?|version[\"'>(:=\s]{{1,5}}|(?<![{_W}])(?:version|ver|release"
+    r"|section|chapter|appendix|figure|table|build|oid|§|python|java|node|php|ruby|opencv|chrome"
+    r"|firefox|safari|windows|linux|kernel|android|ios|macos)(?:\s(?:is|was))?[.:]?\s*)\Z",
     re.IGNORECASE,
 )
-"""What comes before four numbers that are no address; `a/` as in Chrome/120.0.0.0."""
+"""What comes before four numbers that are no address; `a/` as in Chrome/120.0.0.0, `==` as in what
+pip installs."""
 
 
 def addresses(text: str, known: int) -> Iterator[Found]:
-    """Public IPv4 and IPv6 addresses; no versions, no sections, none of private networks."""
-    if known >= 4 and text.count(".") >= 3:
+    """Public IPv4 and IPv6 addresses; no versions, no sections, none of private networks.
+
+    Nor four single digits: sections have these, and services for all (8.8.8.8), and nobody else.
+    """
+    if known >= 5 and text.count(".") >= 3:
         for match in _V4.finditer(text):
             before = text[max(0, match.start() - 24) : match.start()]
-            if not _OTHERWISE.search(before) and _public(match[0]):
+            if len(match[0]) > 7 and not _OTHERWISE.search(before) and _public(match[0]):
                 yield match.start(), match.end(), match[0]
     if known and ("::" in text or text.count(":") >= 7):
         for match in _V6.finditer(text):
@@ -192,7 +206,7 @@ _LENGTHS = {
     25: "LY PT ST",
     26: "IS TR",
     27: "BI DJ FR GR IT MC MR SM",
-    28: "AL AZ BY CY DO GT HU LB NI PL",
+    28: "AL AZ BY CY DO GT HN HU LB NI PL",
     29: "BR EG PS QA UA",
     30: "JO KW MU YE",
     31: "MT SC",

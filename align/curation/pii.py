@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
 
 from pydantic import Field
 
 from align.curation import keys, personal
+from align.curation.hashes import NAMES, SAYS
 from align.curation.personal import Found
-from align.curation.rules import Row, rewritten, said
+from align.curation.rules import Row
+from align.rendering import THOUGHTS
 from align.settings import Settings
 
 Kind = Literal["email", "phone", "ip", "iban", "card", "key"]
@@ -25,6 +28,9 @@ _FINDERS: dict[Kind, Callable[[str, int], Iterable[Found]]] = {
     "phone": personal.phones,
 }
 
+_SAID = ("text", "content", *THOUGHTS)
+"""What is learnt as it is written; any other text that is JSON is read, and stays JSON."""
+
 _PLACEHOLDER = re.compile(r"<([A-Z]{2,5})_([0-9]{1,9})>")
 
 
@@ -32,8 +38,9 @@ class Pii(Settings):
     """Personal data gives way to placeholders: `<EMAIL_1>`, `<PHONE_2>` …
 
     They are numbered within a row, in the order in which they come: who is named twice stays one
-    person, and what becomes of a row follows from the row alone. The row is kept. Thoughts and what
-    tools are called with are changed, too; names and postal addresses are not looked for.
+    person, and what becomes of a row follows from the row alone. The row is kept. Every text of it
+    is changed but `id` and `source`: thoughts, tools and what they are called with, and the columns
+    beside. Names and postal addresses are not looked for.
     """
 
     kinds: list[Kind] = Field(["email", "phone", "ip", "iban", "card", "key"], min_length=1)
@@ -56,19 +63,52 @@ class Pii(Settings):
                     text = _replaced(text, kind, found, names[kind], taken[kind])
             return text
 
-        for _, text in said(row):
+        for text in _texts(row):
             known = len(personal.digits(text))
             for _, find in finders:
                 for _ in find(text, known):
                     taken.update(_highest(row))
-                    return rewritten(row, scrubbed), counts
+                    first = [key for key in SAYS if key in row]
+                    beside = [key for key in row if key not in (*SAYS, *NAMES)]
+                    new = {key: _changed(row[key], scrubbed, key) for key in first + beside}
+                    return {**row, **new}, counts
         return row, counts  # as nearly all rows are: nothing is copied
+
+
+def _texts(row: Row) -> Iterator[str]:
+    """Every text of a row, in no order."""
+    waiting = [value for key, value in row.items() if key not in NAMES]
+    for value in waiting:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
+
+def _changed(value: Any, change: Callable[[str], str], key: str) -> Any:
+    """A value of this name with its texts changed, at any depth; numbers and names stay."""
+    if isinstance(value, dict):
+        return {name: _changed(inner, change, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_changed(inner, change, key) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if key in _SAID or not value.startswith(("{", "[")):
+        return change(value)
+    try:
+        read = json.loads(value)
+    except ValueError:
+        return change(value)
+    new = _changed(read, change, key)
+    return value if new == read else json.dumps(new, ensure_ascii=False)
 
 
 def _highest(row: Row) -> dict[str, int]:
     """The last number of each kind in what a row holds already: who comes now is somebody else."""
     highest: dict[str, int] = {}
-    for _, text in said(row):
+    for text in _texts(row):
         for kind, number in _PLACEHOLDER.findall(text):
             highest[kind.lower()] = max(int(number), highest.get(kind.lower(), 0))
     return highest
