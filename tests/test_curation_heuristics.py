@@ -13,7 +13,7 @@ import regex
 from align.curation import emojis
 from align.curation.heuristics import Bounds, Emoji, Length, Phrases, Repetition
 from align.curation.repetition import shares
-from align.curation.rules import rewritten, said
+from align.curation.rules import by_role, said
 from align.out import Out
 
 SONG = """The wheels on the bus go round and round,
@@ -188,7 +188,7 @@ def test_what_is_no_call_is_left_alone() -> None:
     for calls in ("x", ["x"], [{"function": "f"}]):
         row = conversation("Yes.")
         row["messages"][1]["tool_calls"] = calls
-        assert rewritten(row, str.upper)["messages"][1]["tool_calls"] == calls
+        assert by_role(row, lambda _, text: text.upper())["messages"][1]["tool_calls"] == calls
 
 
 def test_what_tools_are_called_with_can_be_changed_and_stays_json() -> None:
@@ -197,7 +197,7 @@ def test_what_tools_are_called_with_can_be_changed_and_stays_json() -> None:
     calls = [{"function": {"name": "x", "arguments": one}} for one in given]
     calls.append({"name": "x", "arguments": {"a": "x"}})
     row["messages"][1]["tool_calls"] = calls
-    changed = rewritten(row, lambda text: text.replace("x", "<X>"))["messages"][1]["tool_calls"]
+    changed = by_role(row, lambda _, text: text.replace("x", "<X>"))["messages"][1]["tool_calls"]
     found = [call.get("function", call)["arguments"] for call in changed]
     assert found[0] == {"a": ["<X>", 1, {"b": "y"}]} and json.loads(found[1]) == {"a": "<X>\n"}
     assert found[2:] == ['{"n":  1}', "no json <X>", {}, {"a": "<X>"}]

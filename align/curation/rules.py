@@ -50,15 +50,10 @@ def said(row: Row) -> list[Said]:
     ]
 
 
-def rewritten(row: Row, change: Callable[[str], str]) -> Row:
-    """A row with every text changed, and the strings that tools are called with; ids, numbers and
-    tools are as they were.
-    """
-    return by_role(row, lambda _, text: change(text))
-
-
 def by_role(row: Row, change: Callable[[str, str], str]) -> Row:
-    """A row with every text changed by what is made of its role and itself."""
+    """A row with every text changed by what is made of its role and itself, and the strings that
+    tools are called with; ids, numbers, tools and columns beside are as they were.
+    """
     new = dict(row)
     if "text" in row:
         new["text"] = change("text", row["text"])
