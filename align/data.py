@@ -21,6 +21,7 @@ from align.errors import StageFailed
 from align.formats.dialogs import Choice, Unusable
 from align.out import Out
 from align.seen import Seen
+from align.sources.files import is_binary
 from align.sources.questions import Questions
 from align.sources.raw import Told, name_of, teller
 from align.sources.raw import rows as rows
@@ -31,6 +32,10 @@ Row = dict[str, Any]
 
 CURATED = ("source", "quality", "difficulty")
 """Columns that `curate` gives to rows of every type: they stay with rows that a stage has made."""
+
+
+SAID = ("text", "messages", "prompt", "chosen", "rejected", "ranked")
+"""Columns of what a row says, which a form has checked."""
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -128,7 +133,10 @@ def _made(
                 yield made
             else:
                 identity = _identity(row, made, seen, out)
-                yield {"id": identity, **made, **{key: row[key] for key in beside if key in row}}
+                held = {
+                    key: value for key, value in made.items() if key in SAID or not is_binary(value)
+                }
+                yield {"id": identity, **held, **{key: row[key] for key in beside if key in row}}
     except Unusable as why:
         yield why
 
@@ -168,12 +176,11 @@ def _not_alike(
 def _identity(row: Row, made: Row, seen: Seen, out: Out | None) -> str:
     """The row's own id, or that of what was made of it, or one made of the content; unique."""
     own = made.pop("id", row.get("id"))
-    if own is not None:
+    if own is not None and not is_binary(own):
         if (identity := seen.unique(str(own))) != str(own) and out is not None:
             out.count("duplicate_ids", example={"id": str(own), "called": identity})
         return identity
-    keys = [key for key in ("text", "messages", "prompt", "chosen", "rejected", "ranked")]
-    known = {key: made[key] for key in keys if key in made}
+    known = {key: made[key] for key in SAID if key in made}
     text = json.dumps(known, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return seen.unique(hashlib.sha256(text.encode()).hexdigest()[:16])
 

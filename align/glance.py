@@ -13,6 +13,9 @@ from align.errors import StageFailed
 from align.settings import Stage
 from align.sources import files, raw
 
+WHOLE = 16 * 2**20
+"""Bytes of a .json that is looked at, at most: it is read whole, and more takes long."""
+
 
 def form_of(source: Source, wanted: Sequence[type[Artifact]], any_file: bool) -> str | None:
     """What the rows of a local file are, by its first one; None where a stage will see that.
@@ -29,7 +32,9 @@ def form_of(source: Source, wanted: Sequence[type[Artifact]], any_file: bool) ->
     light = suffix in (".jsonl", ".ndjson", ".csv", ".tsv") and file.suffix != ".zst"
     if not (light or (any_file and suffix in files.SUFFIXES)) or not file.is_file():
         return None
-    whole = source.model_copy(update={"split": source.split.partition("[")[0]})
+    if suffix == ".json" and file.stat().st_size > WHOLE:
+        return None
+    whole = source.model_copy(update={"split": raw.whole(source.split)})
     first, columns = next(raw.rows(whole)), source.columns
     if len(kinds) != 1:
         return None

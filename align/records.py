@@ -168,7 +168,7 @@ def _local(block: Base | Source, contents: Contents) -> dict[str, Any]:
             split: [contents.of(Path(file)) if os.path.isfile(file) else file for file in files]
             for split, files in local.named(block).items()
         }
-        asked["data_files"] = held if isinstance(block.data_files, dict) else held["train"]
+        asked["data_files"] = held["train"] if held.keys() == {"train"} else held
         where = None if Path(block.path or "").is_dir() else block.path
         return asked | {"data_dir": None, "path": where}
     if block.path and Path(block.path).exists():

@@ -356,7 +356,7 @@ def test_bad_data_is_a_sentence(
 
 def test_a_file_has_one_split(write_rows: Write) -> None:
     path = write_rows("a.jsonl", [{"text": "a"}])
-    with pytest.raises(StageFailed, match='has no split "test". Say `split: train`'):
+    with pytest.raises(StageFailed, match='has no split "test". It has train.'):
         read(path, Text, split="test")
     with pytest.raises(StageFailed, match=r'split "train\[x:\]" cannot be read'):
         read(path, Text, split="train[x:]")

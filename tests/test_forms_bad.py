@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from align import cli, data, recipe
+from align import cli, data, glance, recipe
 from align.artifacts import Conversations, Preferences, Prompts, Rows, Text
 from align.data import Source
 from align.errors import RecipeError, StageFailed
@@ -505,6 +505,17 @@ def test_what_is_wrong_with_a_local_file_is_known_when_the_recipe_is_read(
     with pytest.raises(RecipeError, match=sentence) as error:
         recipe.read(tmp_path / "r.yaml", store=tmp_path / "runs")
     assert error.value.problems[0].path.startswith("stages.sft.data.0")
+
+
+def test_a_long_json_file_is_left_to_its_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.json").write_text('[{"text": "a"}]')
+    source = Source(path=str(tmp_path / "a.json"))
+    with pytest.raises(StageFailed, match="no format of conversations"):
+        glance.form_of(source, [Conversations], any_file=True)
+    monkeypatch.setattr(glance, "WHOLE", 4)
+    assert glance.form_of(source, [Conversations], any_file=True) is None
 
 
 @pytest.mark.parametrize("verb", ["plan", "run"])

@@ -11,7 +11,7 @@ from align import data, recipe
 from align.artifacts import Conversations, Prompts, Rows, Text
 from align.data import Source
 from align.errors import RecipeError, StageFailed
-from align.sources import files, questions
+from align.sources import files, loading, questions
 
 Row = dict[str, Any]
 
@@ -79,9 +79,57 @@ def test_which_split_a_file_is_of_is_part_of_the_key(
     apart: Row = {"path": "json", "data_files": {"train": "a.jsonl", "test": "b.jsonl"}}
     both: Row = {"path": "json", "data_files": {"train": ["a.jsonl", "b.jsonl"]}}
     assert key(**apart) != key(**both)
+    one: Row = {"path": "json", "data_files": "a.jsonl"}
+    assert key(**one) == key(**{**one, "data_files": {"train": "a.jsonl"}})
     assert texts(**apart, split="test") == ["b"] and texts(**both) == ["a", "b"]
     with pytest.raises(StageFailed, match=r'has no split "dev"\. It has train, test\.'):
         texts(**apart, split="dev")
+
+
+def test_splits_and_slices_of_several_files_are_added_up_as_datasets_adds_them(
+    tmp_path: Path,
+) -> None:
+    for name in ("train", "test"):
+        write(tmp_path / f"{name}.jsonl", *({"text": f"{name} {n}"} for n in range(4)))
+    split = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    for source in ({"path": str(tmp_path)}, {"path": "json", "data_files": split}):
+        both: Any = {**source, "split": "test[:1]+train[75%:]"}
+        assert texts(**both) == ["test 0", "train 3"]
+        whole = [f"{name} {n}" for name in ("train", "test") for n in range(4)]
+        assert texts(**{**both, "split": "train + test"}) == whole
+        assert texts(**{**both, "split": "all"}) == whole
+        with pytest.raises(StageFailed, match=r'has no split "dev"\. It has train, test\.'):
+            texts(**{**both, "split": "train[:1]+dev[:1]"})
+
+
+def test_what_datasets_reads_in_a_folder_is_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: Row = {}
+    monkeypatch.setattr(
+        loading, "load", lambda _, **keys: asked.update(keys) or iter([{"text": "a"}])
+    )
+    monkeypatch.chdir(tmp_path)
+    write(Path("mine/a.arrow"), {})
+    assert texts("mine", data_files="a.arrow") == ["a"]
+    assert asked["path"] == str(tmp_path / "mine")
+    assert asked["data_files"] == {"train": [str(tmp_path / "mine/a.arrow")]}
+
+
+def test_a_file_may_have_brackets_in_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "b[1]/z[2].jsonl", {"text": "a"})
+    assert texts("json", data_files=str(path)) == ["a"]
+    write(tmp_path / "b[1]/z2.jsonl", {"text": "b"})
+    assert texts(str(tmp_path / "b[1]"), data_files="z[0-9].jsonl") == ["b"]
+
+
+def test_a_link_up_is_no_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("mine/train.jsonl"), {"text": "a"})
+    Path("mine/up").symlink_to(Path(".."))
+    before = key(path="mine")
+    write(Path("runs/more.jsonl"), {"text": "b"})
+    assert key(path="mine") == before
 
 
 def test_a_link_to_a_folder_is_read_and_part_of_the_key(
@@ -107,19 +155,29 @@ def test_a_part_of_a_folder_is_read_alone(tmp_path: Path) -> None:
 # -- what is in them -----------------------------------------------------------------------------
 
 
-def test_bytes_of_a_parquet_file_are_text_or_a_sentence(tmp_path: Path) -> None:
+def test_bytes_of_a_parquet_file_are_text_or_left_out_or_refused(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    def parquet(*said: bytes) -> Path:
-        table = pyarrow.table({"text": list(said), "inner": [{"said": one} for one in said]})
-        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-        return tmp_path / "a.parquet"
-
-    rows = list(files.rows([parquet("Grün".encode())]))
-    assert rows == [{"text": "Grün", "inner": {"said": "Grün"}}]
-    with pytest.raises(StageFailed, match=r"a\.parquet, row 2: it holds bytes .*89PNG.* leave it"):
-        list(files.rows([parquet(b"fine", b"\x89PNG")]))
+    file, image = tmp_path / "a.parquet", b"\x89PNG"
+    columns = {
+        "id": [image, image],
+        "prompt": ["Grün?".encode(), b"Red?"],
+        "sha": ["a", image],
+        "image": [{"bytes": image, "path": "x"}] * 2,
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    green, red = data.read(Source(path=str(file)), Prompts, None)
+    assert green["prompt"] == [{"role": "user", "content": "Grün?"}] and green["sha"] == "a"
+    assert set(green) == {"id", "prompt", "sha"} and set(red) == {"id", "prompt"}
+    assert green["id"].isalnum() and green["id"] != red["id"]
+    for template, said in (
+        ("{sha}", r"row 2: \"prompt\" is b'.x89PNG' \(no UTF-8 text\), and must be a text"),
+        ("See {sha}", r"row 2: columns\.prompt is .* b'.x89PNG' \(no UTF-8 text\) is no column"),
+        ("See {image[bytes]}", r"row 1: columns\.prompt is .* is no column"),
+    ):
+        with pytest.raises(StageFailed, match=said):
+            list(data.read(Source(path=str(file), columns={"prompt": template}), Prompts, None))
 
 
 def test_a_packed_parquet_file_is_not_called_damaged(tmp_path: Path) -> None:
@@ -167,5 +225,9 @@ def test_what_the_system_says_makes_no_other_question(tmp_path: Path) -> None:
         source = Source(path=str(plain), without=[Source(path=str(held))])
         (row,) = data.read(source, Conversations, None)
         assert row["messages"] == [other, says]
+    document = " ".join(["word"] * 65)
+    messages = [[{"role": "system", "content": f"{n} {document}"}, asks] for n in (1, 2)]
+    first, second = (questions.number({"prompt": said}) for said in messages)
+    assert first != second, "the question is about a document"
     alone = [{"prompt": [{"role": "system", "content": text}]} for text in ("One.", "Two.")]
     assert questions.number(alone[0]) != questions.number(alone[1])

@@ -64,7 +64,7 @@ def rows(paths: Iterable[Path], broken: Broken | None = None) -> Iterator[Row]:
 
 
 def sliced(paths: list[Path], split: str, broken: Broken | None = None) -> Iterator[Row]:
-    """The rows of a slice, `train[10%:]`; all are read twice, so that they need not be kept.
+    """The rows of a slice, `test[10%:]`; all are read twice, so that they need not be kept.
 
     Raises:
         StageFailed: the slice cannot be read; or see `rows`.
@@ -73,7 +73,7 @@ def sliced(paths: list[Path], split: str, broken: Broken | None = None) -> Itera
 
     n = sum(1 for _ in rows(paths, (lambda *_: None) if broken else None))
     try:
-        parts = ReadInstruction.from_spec(split).to_absolute({"train": n})
+        parts = ReadInstruction.from_spec(split).to_absolute({split.partition("[")[0]: n})
     except (ValueError, AssertionError) as error:
         fact = f'split "{split}" cannot be read: {error}'
         raise StageFailed(f"{paths[0]}: {fact}.") from None
@@ -101,28 +101,29 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     batches = pyarrow.parquet.ParquetFile(path).iter_batches(1000)
-    return plain_rows(str(path), (row for batch in batches for row in batch.to_pylist()))
+    return (plain(row) for batch in batches for row in batch.to_pylist())
 
 
-def plain_rows(name: str, rows: Iterable[Row]) -> Iterator[Row]:
-    """Rows as JSON has them.
+class Binary(bytes):
+    """Bytes that are no UTF-8 text, as hashes and images: refused by whoever takes them for one."""
 
-    Raises:
-        StageFailed: bytes of a column are no text.
-    """
-    for number, row in enumerate(rows, 1):
-        try:
-            yield plain(row)
-        except UnicodeDecodeError as error:
-            raise StageFailed(
-                f"{name}, row {number}: it holds bytes that are no UTF-8 text, "
-                f"{error.object[:8]!r} …. Write that column as text, or leave it out of the file."
-            ) from None
+    def __repr__(self) -> str:
+        return f"{bytes(self[:8])!r} (no UTF-8 text)"
+
+    def __format__(self, _: str) -> str:
+        raise TypeError(repr(self))
+
+
+def is_binary(value: Any) -> bool:
+    """Whether a value is or holds bytes that are no text, so that JSON has no place for it."""
+    held = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, Binary) or any(map(is_binary, held))
 
 
 def plain(value: Any) -> Any:
     """A value as JSON has it: times in ISO's form, bytes as UTF-8, of other types their text.
 
+    Bytes that are no UTF-8 are `Binary`, as most columns are read by nobody.
     Arrow gives every tool the arguments of all others, as nulls: those of tools are left out.
     """
     if value is None or isinstance(value, (str, int, float)):
@@ -137,7 +138,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, bytes):
-        return value.decode()
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return Binary(value)
     return str(value)
 
 

@@ -15,11 +15,11 @@ from align.sources.files import SUFFIXES, format_of
 Row = dict[str, Any]
 
 
-def folder_files(folder: Path, split: str) -> list[Path]:
-    """The data files of a split in a folder, by the names that `datasets` knows splits by.
+def folder_files(folder: Path) -> dict[str, list[Path]]:
+    """The data files of the splits of a folder, by the names that `datasets` knows splits by.
 
     Raises:
-        StageFailed: there is no such split, or there are files of several formats.
+        StageFailed: there are none, or files of several formats.
     """
     from datasets.data_files import DataFilesDict, get_data_patterns
 
@@ -34,16 +34,15 @@ def folder_files(folder: Path, split: str) -> list[Path]:
         for name, files in found.items()
     }
     splits = {name: files for name, files in splits.items() if files}
-    if split not in splits:
-        have = f"It has {', '.join(splits)}." if splits else f"Data end in {', '.join(SUFFIXES)}."
-        raise StageFailed(f'{folder} has no split "{split}". {have}')
+    if not splits:
+        raise StageFailed(f"{folder} holds no data, whose names end in {', '.join(SUFFIXES)}.")
     formats = {format_of(file) for files in splits.values() for file in files}
     if len(formats) > 1:
         raise StageFailed(
             f"{folder} holds files of several formats ({', '.join(sorted(formats))}). "
             'Name those you mean: data_files: "*.jsonl".'
         )
-    return splits[split]
+    return splits
 
 
 def load(called: str, *, streaming: bool, split: str, **keys: Any) -> Iterator[Row]:

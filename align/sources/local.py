@@ -46,9 +46,12 @@ def data_files(source: Source) -> list[Path]:
 
 
 def below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Every file below a folder, through links to folders too: `datasets` follows some."""
+    """Every file below a folder, through links to folders too: `datasets` follows some.
+
+    A link up leads to all that lies around the folder, the store perhaps: nobody reads that.
+    """
     real = folder.resolve()
-    if real in above:  # a link in a circle
+    if any(one.is_relative_to(real) for one in above):
         return
     try:
         found = list(folder.iterdir())
@@ -73,7 +76,10 @@ def _base(source: Source) -> str | None:
 def _files(base: str, name: str) -> list[str]:
     if _is_elsewhere(name):
         return [name]
-    pattern = os.path.join(escape(base), os.path.expanduser(name))
+    name = os.path.expanduser(name)
+    if isfile(path := os.path.join(base, name)):  # whose name may have brackets
+        return [path]
+    pattern = os.path.join(escape(base), name)
     files = [file for file in sorted(glob(pattern, recursive=True)) if isfile(file)]
     if not files:
         raise FileNotFoundError(name)

@@ -10,14 +10,18 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from align.errors import StageFailed
-from align.settings import Dialog
+from align.settings import Dialog, Message
 
 Row = dict[str, Any]
+
+BEHAVES = 64
+"""Words of a system message that says how to behave, at most: a longer one is a document."""
 
 
 def asked(row: Row) -> Dialog:
     """The dialog of a row up to the assistant's first answer: every row of one conversation, or of
-    one tree, asks the same. What the system says counts only where nobody else speaks.
+    one tree, asks the same. What the system says counts only where nobody else speaks, or where it
+    is so long that the question is about it.
 
     Raises:
         StageFailed: it is a document, which asks nothing.
@@ -27,8 +31,12 @@ def asked(row: Row) -> Dialog:
         raise StageFailed("Documents have no prompts by which they could be kept apart.")
     roles = [message["role"] for message in said]
     asks = said[: roles.index("assistant")] if "assistant" in roles else said
-    spoken = [message for message in asks if message["role"] not in ("system", "developer")]
-    return spoken or list(asks)
+    return [message for message in asks if not _behaves(message)] or list(asks)
+
+
+def _behaves(message: Message) -> bool:
+    is_told = message["role"] in ("system", "developer")
+    return is_told and len(str(message.get("content")).split()) <= BEHAVES
 
 
 def number(row: Row) -> int:

@@ -70,52 +70,72 @@ def _raw(source: Source, told: Told | None) -> Iterator[Row]:
     name, folder = name_of(source), Path(str(source.path)).expanduser()
     if (folder / "artifact.json").is_file():
         return Rows(folder).rows()
-    split, _, part = source.split.partition("[")
     try:
         named = local.named(source)
     except FileNotFoundError as error:
         raise StageFailed(f'{name}: "data_files": there is no file "{error}".') from None
-    paths = _files(source, folder, split, named)
-    if paths is None:
+    parts = _parts(source, folder, named)
+    if parts is None:
         asked = source.model_dump(include=WHERE | {"streaming"})
         if folder.is_dir():
             asked["path"] = str(folder.absolute())  # a folder called `json` is no loader
         if named:
-            asked |= {"data_files": named, "data_dir": None}
-        return files.plain_rows(name, loading.load(name, **asked))
+            # `datasets` looks for names in the folder, and these begin with it
+            there = {split: [_absolute(file) for file in each] for split, each in named.items()}
+            asked |= {"data_files": there, "data_dir": None}
+        return map(files.plain, loading.load(name, **asked))
 
     def broken(number: int, fact: str, begins: str) -> None:
         if told is not None:
             told("broken_line", {"source": name, "line": number, "fact": fact, "begins": begins})
 
     drop = broken if source.broken == "drop" else None
-    return files.sliced(paths, f"train[{part}", drop) if part else files.rows(paths, drop)
+    return chain.from_iterable(
+        files.sliced(paths, part, drop) if "[" in part else files.rows(paths, drop)
+        for part, paths in parts
+    )
+
+
+def _absolute(file: str) -> str:
+    return str(Path(file).absolute()) if Path(file).is_file() else file
 
 
 _OURS = ("json", "csv", "parquet")
 """Loaders of `datasets` that are not needed for local files: these are read without a cache."""
 
 
-def _files(
-    source: Source, folder: Path, split: str, named: Mapping[str, list[str]]
-) -> list[Path] | None:
-    """The local files that hold a split; None where `datasets` reads them."""
+def whole(split: str) -> str:
+    """A split without its slices: "test[:9]+train[9:]" is "test+train"."""
+    return "+".join(part.partition("[")[0].strip() for part in split.split("+"))
+
+
+def _parts(
+    source: Source, folder: Path, named: Mapping[str, list[str]]
+) -> list[tuple[str, list[Path]]] | None:
+    """What `split` adds up, a split or a slice each, with its local files; None where `datasets`
+    reads them.
+    """
     if named:
-        if split not in named:
-            have = f"It has {', '.join(named)}."
-            raise StageFailed(f'{name_of(source)} has no split "{split}". {have}')
-        found = [Path(file) for file in named[split]]
-        plain = all(file.is_file() and files.format_of(file) in files.SUFFIXES for file in found)
-        return found if plain and (source.path in _OURS or folder.is_dir()) else None
-    if source.data_files:
+        splits = {split: [Path(file) for file in each] for split, each in named.items()}
+    elif source.data_files:
         return None
-    if folder.is_file():
-        if split != "train":
-            raise StageFailed(f'{name_of(source)} has no split "{split}". Say `split: train`.')
-        return [folder]
-    if _is_plain(folder) and not source.name:
-        return loading.folder_files(folder / (source.data_dir or ""), split)
-    return None
+    elif folder.is_file():
+        splits = {"train": [folder]}
+    elif _is_plain(folder) and not source.name:
+        splits = loading.folder_files(folder / (source.data_dir or ""))
+    else:
+        return None
+    parts = []
+    for part in splits if source.split == "all" else source.split.split("+"):
+        if (split := whole(part)) not in splits:
+            have = f"It has {', '.join(splits)}."
+            raise StageFailed(f'{name_of(source)} has no split "{split}". {have}')
+        parts.append((part.strip(), splits[split]))
+    found = [file for _, each in parts for file in each]
+    plain = all(file.is_file() and files.format_of(file) in files.SUFFIXES for file in found)
+    if named and not (plain and (source.path in _OURS or folder.is_dir())):
+        return None
+    return parts
 
 
 def _is_plain(folder: Path) -> bool:
