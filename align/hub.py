@@ -9,9 +9,11 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from align import credentials
+from align.artifacts import read_json
+from align.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -23,6 +25,8 @@ STRANGE = (ValueError, KeyError, TypeError)
 
 NOTES = ".hub"
 """In the store: which commit a name meant, in files as those of the hub's cache."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 LOGIN = "Log in (`hf auth login`), or set HF_TOKEN."
 
@@ -38,12 +42,15 @@ def cache() -> Path:
 
 
 def cached(kind: Kind, name: str, revision: str | None) -> str | None:
-    """The commit of a cached model or data set; None where it is not cached."""
-    folder = cache() / f"{kind}s--{name.replace('/', '--')}"
-    commit = revision
-    if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        commit = _read(cache() / reference(kind, name, revision))
-    return commit if commit and (folder / "snapshots" / commit).is_dir() else None
+    """The commit of a cached model or data set; None where it is not cached.
+
+    Of a model that only its card was read of there is a directory, too.
+    """
+    folder = snapshot(kind, name, revision)
+    if folder is None:
+        return None
+    configs = [folder / "config.json", folder / "adapter_config.json"]
+    return folder.name if kind == "dataset" or any(map(Path.is_file, configs)) else None
 
 
 def reference(kind: Kind, name: str, revision: str | None) -> str:
@@ -69,15 +76,59 @@ def note(store: Path, resolved: dict[str, str]) -> None:
         os.replace(temporary, file)
 
 
+def kept(file: Path) -> dict[str, str]:
+    """The commits that a recipe began with, by `reference`: as this file says, else its stages.
+
+    Raises:
+        RecipeError: the file is damaged.
+    """
+    if not file.is_file():
+        return _recorded(file.parent)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if isinstance(found, dict) and all(COMMIT.fullmatch(str(commit)) for commit in found.values()):
+        return found
+    message = "This file is damaged. Delete it alone: the recipe's stages know their commits, too."
+    raise RecipeError([Problem(str(file), "", message)])
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """The commits that stand in the records of a recipe's stages; the first that was begun counts.
+
+    They do not say of which branch or tag they were.
+    """
+    found: dict[str, str] = {}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict) and COMMIT.fullmatch(str(value.get("revision"))):
+            kind: Kind = "dataset" if "split" in value else "model"
+            found.setdefault(reference(kind, str(value.get("path")), None), value["revision"])
+        for below in value.values() if isinstance(value, dict) else value:
+            if isinstance(below, (dict, list)):
+                walk(below)
+
+    for file in sorted(folder.glob("*/stage.json"), key=lambda file: file.stat().st_mtime):
+        walk(read_json(file)["settings"])
+    return found
+
+
 def _read(file: Path) -> str | None:
     return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
 
 def snapshot(kind: Kind, name: str, revision: str | None) -> Path | None:
-    """The directory of a cached model or data set; None where it is not cached."""
-    commit = cached(kind, name, revision)
+    """The directory of what the cache has of a model or data set; None where it has nothing."""
+    commit = revision
+    if commit is None or not COMMIT.fullmatch(commit):
+        commit = _read(cache() / reference(kind, name, revision))
     folder = cache() / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
-    return folder / commit if commit else None
+    return folder / commit if commit and (folder / commit).is_dir() else None
+
+
+class Silent(LookupError):
+    """The hub has not answered in time."""
 
 
 def offline() -> bool:
@@ -94,12 +145,13 @@ def resolve(kind: Kind, name: str, revision: str | None, patience: float = 20) -
 
     Raises:
         LookupError: the hub cannot be asked or does not know; half a sentence and the remedy.
+        Silent: it does not answer.
     """
     if offline():
         raise LookupError(
             "the environment says to stay offline (HF_HUB_OFFLINE). Download it, or go online."
         )
-    from httpx2 import HTTPError
+    from httpx2 import HTTPError, TimeoutException
     from huggingface_hub import HfApi, ModelInfo, snapshot_download
 
     try:
@@ -109,7 +161,8 @@ def resolve(kind: Kind, name: str, revision: str | None, patience: float = 20) -
         if isinstance(info, ModelInfo) and _is_adapter(info):
             snapshot_download(name, revision=info.sha)
     except (HTTPError, OSError, *STRANGE) as error:
-        raise LookupError("{}. {}".format(*reason(error))) from None
+        silent = isinstance(error, (TimeoutException, TimeoutError))
+        raise (Silent if silent else LookupError)("{}. {}".format(*reason(error))) from None
     return str(info.sha)
 
 

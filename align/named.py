@@ -45,7 +45,8 @@ def place(word: str, store: Path) -> str:
     That is the last in the recipe's order that is made, no reward model, and nobody's control.
 
     Raises:
-        RecipeError: the recipe was not run or made no model, or a stage is named that makes none.
+        RecipeError: the recipe was not run or made no model, its last model is of other settings
+            than its latest run, or a stage is named that makes no model.
     """
     folder = _recipe(word, store)
     if folder is None:
@@ -57,8 +58,13 @@ def place(word: str, store: Path) -> str:
     controls = {one["against"] for one in compared if one["role"] == "control"}
     for stage in reversed(report["stages"]):
         path = folder / stage["name"]
-        if stage["name"] not in controls and _makes(path) == "Model":
-            return str(path)
+        if stage["name"] in controls or _makes(path) != "Model":
+            continue
+        if path.resolve().name != stage["key"]:  # that run was asked for an earlier stage, or ended
+            fact = f"The last model here, {path}, is of other settings than the latest run."
+            remedy = f"Make it anew (`align run {word}`), or name it by its path."
+            raise RecipeError([Problem(word, "", f"{fact} {remedy}")])
+        return str(path)
     message = f"This recipe has made no model yet. Run it (`align run {word}`), or name a model."
     raise RecipeError([Problem(word, "", message)])
 
@@ -76,6 +82,8 @@ def _recipe(word: str, store: Path) -> Path | None:
         RecipeError: there is the recipe, and no run of it.
     """
     path = Path(os.path.expanduser(word))
+    if (path / "stage.json").is_file():
+        return None  # a stage, which may be called as another recipe is
     if (path / "config.json").is_file() or is_adapter(path):
         return None  # a folder may hold a model and the recipe that made it
     if _was_run(path):

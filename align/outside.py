@@ -171,10 +171,17 @@ def _commit(
     if here is not None and here == asked:
         return here
     try:
+        if reader.silent:
+            raise LookupError(reader.silent)
         now = hub.resolve(kind, name, asked, 5 if here else 20)
+        if here is None and kept not in (None, now):
+            hub.resolve(kind, name, kept)  # is it still there? An adapter is fetched
     except LookupError as error:
+        if isinstance(error, hub.Silent):
+            reader.silent = str(error)
         if here is None:
-            fact = f"it is not in the local cache, and {error} Or name a copy on this machine."
+            what = f"commit {kept}, with which this recipe began," if kept else "it"
+            fact = f"{what} is not in the local cache, and {error} Or name a copy on this machine."
             return reader.problem(node.place, path, f'"{name}": {fact}')
         if not hub.offline():
             reader.told.append(f"{name} is commit {here}, as last known here: {error}")

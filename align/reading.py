@@ -58,6 +58,9 @@ class Reader:
     kept: dict[str, str] = field(default_factory=dict)
     """What they meant when the recipe ran first."""
 
+    silent: str = ""
+    """Why the hub is not asked any more: it did not answer once."""
+
     told: list[str] = field(default_factory=list)
     """Sentences about names of the hub, for whoever runs the recipe."""
 

@@ -114,7 +114,7 @@ def read(
         list(overrides),
         reading.seed,
         attempts,
-        reading.reader.kept | commits if commits else {},
+        reading.reader.kept | commits if commits and reading.keeps else {},
         reading.reader.told,
     )
 
@@ -223,8 +223,11 @@ class _Reading:
         self.attempts: dict[str, int] = {}
         if (file := reader.store / self.name / ATTEMPTS).is_file():
             self.attempts = artifacts.read_json(file)
-        if (file := reader.store / self.name / COMMITS).is_file():
-            reader.kept = artifacts.read_json(file)
+        folder = reader.store / self.name
+        self.keeps = path.parent.resolve() != folder.resolve()
+        """Whether commits are kept: `align eval` writes its recipes there, and asks every time."""
+        if self.keeps:
+            reader.kept = hub.kept(folder / COMMITS)
 
     def stages(self, overrides: list[str]) -> dict[str, Planned]:
         """The whole recipe; `overrides` are only noted, they are in the tree."""

@@ -1,5 +1,8 @@
 """Names of the hub in a recipe: which commit they mean, and why there is none."""
 
+import shutil
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,9 @@ from hub_server import OTHER, Hub
 from huggingface_hub import snapshot_download
 
 from align import adhoc, recipe, runner
-from align.hub import Kind, resolve, snapshot
+from align.errors import RecipeError
+from align.hub import Kind, Silent, cached, resolve, snapshot
+from align.store import link, write_json
 
 LOGIN = "Log in (`hf auth login`), or set HF_TOKEN."
 
@@ -150,6 +155,118 @@ def test_a_recipe_keeps_the_commits_that_it_began_with_and_says_where_the_hub_is
     new = recipe.read("mine.yaml", strict=True)
     assert new.told == []
     assert new.stages["sft"].artifact.key != kept.stages["sft"].artifact.key
+
+
+@pytest.fixture
+def begun(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], tuple[str, str]]:
+    """A recipe on `me/it` ran once, and the hub moved on: the commits then and now."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("base: me/it\nstages: {sft: {model: base, data: d.jsonl}}\n")
+    Path("d.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+
+    def begin() -> tuple[str, str]:
+        repository = hub.create("models/me/it")
+        files = {"config.json": hub.keep(b"{}")}
+        first = hub.commit(repository, "refs/heads/main", "files", files).sha
+        plan = recipe.read("mine.yaml", strict=True)
+        runner.remember(plan)
+        stage = plan.stages["sft"]
+        stage.artifact.path.mkdir(parents=True)
+        write_json(stage.artifact.path / "stage.json", stage.record)
+        link(Path("runs/mine/sft"), stage.artifact.path)
+        more = {"a": hub.keep(b"a")}
+        return first, hub.commit(repository, "refs/heads/main", "more", more).sha
+
+    return begin
+
+
+Begun = Callable[[], tuple[str, str]]
+
+
+def test_a_commit_that_a_recipe_keeps_is_asked_for_where_it_is_not_here(
+    hub: Hub, begun: Begun
+) -> None:
+    first, _ = begun()
+    assert recipe.read("mine.yaml", strict=True).stages
+    assert hub.asked(f"models/me/it/revision/{first}"), "an adapter is fetched with it"
+    repository = hub.repositories["models/me/it"]
+    repository.commits[:] = [one for one in repository.commits if one.sha != first]
+    with pytest.raises(RecipeError, match=rf"commit {first}.* no such revision of it"):
+        recipe.read("mine.yaml", strict=True)
+
+
+def test_a_model_of_which_the_card_alone_was_read_is_not_in_the_cache(
+    hub: Hub, begun: Begun
+) -> None:
+    first, _ = begun()
+    folder = Path(snapshot_download("me/it", revision=first))
+    assert cached("model", "me/it", first) == first
+    (folder / "config.json").unlink()
+    assert cached("model", "me/it", first) is None and snapshot("model", "me/it", first) == folder
+
+
+def test_without_the_file_a_recipe_keeps_the_commits_of_its_stages(begun: Begun) -> None:
+    first, _ = begun()
+    Path("runs/mine/hub.json").unlink()
+    shutil.rmtree("runs/.hub")
+    assert recipe.read("mine.yaml").stages["sft"].artifact.path.is_dir()
+    plan = recipe.read("mine.yaml", strict=True)
+    assert plan.stages["sft"].artifact.path.is_dir()
+    assert f"began with {first} and keeps it" in plan.told[0]
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"a": 1}'])
+def test_a_damaged_file_of_commits_is_a_sentence(text: str, begun: Begun) -> None:
+    begun()
+    Path("runs/mine/hub.json").write_text(text)
+    with pytest.raises(RecipeError, match=r"runs/mine/hub.json.*Delete it alone"):
+        recipe.read("mine.yaml")
+
+
+def test_a_recipe_that_align_eval_wrote_keeps_no_commits(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("runs/eval-it/recipe.yaml")
+    file.parent.mkdir(parents=True)
+    file.write_text("base: me/it\nstages: {sft: {model: base, data: d.jsonl}}\n")
+    Path("d.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    repository = hub.create("models/me/it")
+    for content in (b"{}", b"{ }"):
+        files = {"config.json": hub.keep(content)}
+        now = hub.commit(repository, "refs/heads/main", "files", files).sha
+        plan = recipe.read(file, strict=True)
+        runner.remember(plan)
+        assert plan.told == [f"me/it is commit {now}, as the hub says."]
+    assert not (file.parent / "hub.json").exists()
+
+
+def test_a_hub_that_does_not_answer_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(kind: Kind, name: str, *_: object) -> str:
+        asked.append(name)
+        raise Silent("the hub cannot be reached: timed out.")
+
+    asked: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("align.hub.resolve", silent)
+    Path("mine.yaml").write_text("base: me/it\nstages: {sft: {model: base, data: me/rows}}\n")
+    with pytest.raises(RecipeError) as refused:
+        recipe.read("mine.yaml", strict=True)
+    assert len(asked) == 1 and str(refused.value).count("cannot be reached: timed out") == 2
+
+
+def test_what_takes_too_long_is_told_from_what_is_refused(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        with pytest.raises(Silent, match="cannot be reached"):
+            resolve("model", "me/it", None, 0.2)
 
 
 def test_a_model_is_what_the_hub_has_now_and_of_the_cache_where_it_cannot_be_asked(

@@ -565,6 +565,21 @@ def test_a_word_names_a_model_as_on_every_command(chain: Path) -> None:  # noqa:
         named.place("chain", Path("runs"))
 
 
+def test_a_last_model_of_other_settings_than_the_latest_run_is_not_taken(chain: Path) -> None:  # noqa: F811
+    report = read(Path("runs/chain/report.json"))
+    (dpo,) = [one for one in report["stages"] if one["name"] == "dpo"]
+    dpo["key"] = "dpo-of-another-seed"
+    Path("runs/chain/report.json").write_text(json.dumps(report))
+    with pytest.raises(RecipeError, match="runs/chain/dpo, is of other settings than the latest"):
+        named.place("chain", Path("runs"))
+    assert named.place("runs/chain/dpo", Path("runs")) == "runs/chain/dpo"
+
+
+def test_a_stage_that_is_called_as_another_recipe_is_itself(chain: Path) -> None:  # noqa: F811
+    shutil.copytree("runs/chain", "runs/dpo", symlinks=True)
+    assert named.place("runs/chain/dpo", Path("runs")) == "runs/chain/dpo"
+
+
 def test_recipes_of_one_stem_are_told_apart_as_a_run_names_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -577,7 +592,7 @@ def test_recipes_of_one_stem_are_told_apart_as_a_run_names_them(
         stage.mkdir(parents=True)
         (stage / "artifact.json").write_text("{}")
         (stage / "stage.json").write_text('{"name": "sft", "makes": "Model"}')
-        report = {"comparisons": [], "stages": [{"name": "sft"}]}
+        report = {"comparisons": [], "stages": [{"name": "sft", "key": "sft"}]}
         (stage.parent / "report.json").write_text(json.dumps(report))
     words = {"other": "other", "other.yaml": "other", "mine": "mine", "mine/recipe.yaml": "mine"}
     words |= {"mine/other.yaml": "mine-other", "mine-other": "mine-other"}
