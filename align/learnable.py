@@ -93,7 +93,9 @@ class Learnable:
 
     rows: int = 0
     _left: Counter[str] = field(default_factory=Counter)
-    """How many are left out, by reason: `out` counts those that are not even read, too."""
+    """How many are left out here, by reason."""
+    _before: Counter[str] = field(default_factory=Counter)
+    """How many `out` had counted for other rows."""
     _begins: bool | None = None
     _most: int = 0
     """How often the template writes the begin-of-text token in one row, at most."""
@@ -102,6 +104,7 @@ class Learnable:
 
     def __post_init__(self) -> None:
         added = self.tokenizer.added_tokens_decoder.values()
+        self._before = self._dropped()
         special = [re.escape(str(token)) for token in added if token.special]
         self._markers = re.compile("|".join(special) or "$.")
 
@@ -192,7 +195,9 @@ class Learnable:
             others = f" So it is with {more:,} more." if more else ""
             raise StageFailed(f"{first}{others}{_REMEDIES.get(fault, '')}")
         noun = "pairs" if self.pairs else "rows"
-        for sentence in leftout.said(self._left, self.rows, noun, self._too_long()):
+        left = self._dropped() - self._before + (self._left if self.prefix else Counter())
+        rows = self.rows + left.total() - self._left.total()
+        for sentence in leftout.said(left, rows, noun, self._too_long()):
             self.out.say(f"{self.name()}: {sentence}")
         if self._counted("answers.learnt"):
             self.out.say(f"{self.name()}: {' '.join(self._found())}")
@@ -201,6 +206,11 @@ class Learnable:
         """Count what is left out."""
         self._left[reason] += 1
         self._count(f"dropped.{reason}", example=example)
+
+    def _dropped(self) -> Counter[str]:
+        """What is left out as `out` has it by now, by reason: what is not even read, too."""
+        counts = {reason: self.out.counts.get(f"dropped.{reason}") for reason in leftout.REASONS}
+        return Counter({reason: entry["n"] for reason, entry in counts.items() if entry})
 
     def left_out(self) -> str:
         """What is left out, by reason: `too long: 3, nothing to learn: 1`."""

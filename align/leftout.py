@@ -9,6 +9,7 @@ LOUD = 0.01
 """The share of rows that are left out for one reason, above which a stage says it loudly."""
 
 LOOK = "Look at them: align view RECIPE --text STAGE."
+UNREAD = "The report has examples."
 
 REASONS = {
     "too_long": ("they are too long", ""),
@@ -22,8 +23,20 @@ REASONS = {
         "Name another template: base: {chat_template: plain} works with every tokenizer.",
     ),
     "equal_answers": ("both answers are equal", LOOK),
+    "empty_turn": ("the user or the assistant says nothing", UNREAD),
+    "two_in_a_row": ("the user or the assistant speaks twice in a row", UNREAD),
+    "assistant_first": ("the assistant speaks before anyone asked", UNREAD),
+    "no_question": ("nothing is asked in them", UNREAD),
+    "no_answer": ("they have no answer", UNREAD),
+    "empty": ("they are empty", UNREAD),
+    "null": ("a column that is needed is null", UNREAD),
+    "broken_call": ("a call of a tool is broken", UNREAD),
+    "broken_line": ("their lines cannot be read", UNREAD),
 }
-"""The fact and the remedy of every `dropped.…`; what is too long hangs on the stage's settings."""
+"""The fact and the remedy of every `dropped.…` that counts rows or pairs and that nobody asked for.
+
+What is too long hangs on the stage's settings.
+"""
 
 
 def said(left: Counter[str], rows: int, noun: str, long: tuple[str, str]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Rows before training: what is learnt of them, what is looked at, and which are too long."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -379,6 +379,23 @@ def test_what_becomes_of_a_pair_is_said_once(
         assert shown.count(f"data: 1 of 3 pairs (33.3%) are LEFT OUT: {why}. Look") == 1
     assert again.counts["dropped.nothing_to_learn"]["n"] == 1
     assert again.counts["dropped.equal_answers"]["n"] == 1
+
+
+def test_what_is_left_out_is_said_of_all_rows_with_what_the_reader_left_out(
+    tokenizer: Any, out: Out, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = {"id": "a", "prompt": [ask("Hi")], "chosen": [say("y")], "rejected": [say("n")]}
+    long = {**pair, "chosen": [say("y " * 60)]}
+
+    def read() -> Iterator[dict[str, Any]]:
+        out.count("dropped.no_answer", 2)
+        yield from (pair, long)
+
+    for prefix, key in (("", "data"), ("eval.", "eval_data")):
+        assert len(list(pairs(read(), tokenizer, 60, out, prefix))) == 1
+        shown = capsys.readouterr().err
+        assert f"{key}: 1 of 4 pairs (25.0%) are LEFT OUT: they are longer" in shown
+        assert f"{key}: 2 of 4 pairs (50.0%) are LEFT OUT: they have no answer." in shown
 
 
 def test_an_answer_of_which_nothing_is_learnt_is_a_sentence(tokenizer: Any) -> None:

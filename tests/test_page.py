@@ -105,6 +105,10 @@ def test_what_a_training_left_out_is_said_of_all_its_rows_or_pairs_for_every_rea
         "958 of 1,166 pairs of s were left out: an answer begins inside a token.",
         "119 of 1,166 pairs of s were left out: they are too long.",
     ]
+    assert said(dropped__no_answer=20, dropped__unranked=7, dropped__too_long=8, rows=12) == [
+        "20 of 40 rows of s were left out: they have no answer.",
+        "8 of 40 rows of s were left out: they are too long.",
+    ]
     unscored = "170 of 456 rows of s could not be scored by quality.reward."
     assert said(unscored__quality__reward=170, read=456) == [unscored]
 

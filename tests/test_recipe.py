@@ -231,6 +231,7 @@ def test_a_hub_id_is_not_checked_until_it_is_cached(world: Path) -> None:
         (folder / "refs").mkdir(parents=True)
         (folder / "refs" / "main").write_text(commit)
         (folder / "snapshots" / commit).mkdir(parents=True)
+        (folder / "snapshots" / commit / "config.json").write_text("{}")
     cached = read(text)
     sft: Any = cached.stages["sft"].stage
     assert cached.not_checked == [] and sft.data[1].revision == commit
