@@ -260,7 +260,8 @@ def test_a_recipe_that_names_it_for_such_a_model_is_a_problem_before_anything_ru
 ) -> None:
     OTHERS[0].save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
-    base = {"path": str(tmp_path), "chat_template": "chatml"}
+    (tmp_path / "tokenizer.json").touch()
+    base = {"path": str(tmp_path), "chat_template": "plain"}
     given = Model(tmp_path, spec={"base": base, "quantization": None, "adapter": False})
     [(key, fact)] = Sample(model=given, prompts=[], engine="paged").check()
     assert key == "engine" and "kind lfm2. Say `engine: generate`" in fact

@@ -211,7 +211,7 @@ def test_what_could_not_be_checked_is_refused_before_any_work() -> None:
     assert ran() == [] and not Path("runs/chain").exists()
 
 
-def test_a_finished_chain_is_seen_without_torch_and_at_once() -> None:
+def test_a_finished_chain_is_seen_without_loading_torch() -> None:
     runner.run(plan())
     program = """
 import sys
@@ -220,9 +220,7 @@ code = runner.run(recipe.read("chain.yaml"))
 heavy = {"torch", "transformers", "datasets", "trl"} & set(sys.modules)
 sys.exit(code or bool(heavy))
 """
-    began = time.monotonic()
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-    assert time.monotonic() - began < 2
 
 
 def test_two_equal_stages_are_one_artifact() -> None:
