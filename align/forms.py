@@ -85,12 +85,12 @@ FORMS = {
         {Conversations: answers.good_answer, Preferences: comparisons.pair},
         also=feedback.is_feedback,
         gather={Preferences: feedback.gather},
-        more=_ASKED,
+        more=f"{_ASKED}kto_tag",
     ),
     "messages": Form(
         "messages|conversations",
         {Prompts: answers.prompt_of_conversation, Conversations: answers.conversation},
-        also=lambda row: "chosen" not in row or "rejected" not in row,
+        also=lambda row: row.get("chosen") is None or row.get("rejected") is None,
         more=_BEFORE,
     ),
     "human_assistant": Form(
@@ -209,13 +209,16 @@ def recognise(
     form = FORMS[found]
     read = _read(form, first)
     brief = f"{kind.__name__.lower()} from {', '.join(read)} (format: {found})"
-    if roles := renamed(first):
+    if roles := renamed({column: first[column] for column in read}):
         brief += f", roles {', '.join(f'{old} → {new}' for old, new in roles.items())}"
     # of prompts all columns stay; trees have columns of their own for what a message is
     unread = (
         "" if known is Prompts or found == "trees" else _unread(first, [*read, *_used(columns)])
     )
-    return Found(found, brief, unread, form.makes[known], (form.gather or {}).get(known))
+    make = form.makes[known]
+    if format is None and known is Conversations and found in ("answers", "messages"):
+        make = feedback.unmarked(make)
+    return Found(found, brief, unread, make, (form.gather or {}).get(known))
 
 
 def others(row: Row, kind: type[Rows], name: str) -> list[str]:

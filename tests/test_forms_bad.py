@@ -282,11 +282,6 @@ def test_a_file_that_is_not_what_its_name_says_is_a_sentence(
             Preferences,
             '"also_rejected" is .text., and must be a list',
         ),
-        (
-            {"prompt": str(talk("u:Hi")), "completion": "a"},
-            Conversations,
-            r"a list as Python shows it. Write it as JSON \(json.dumps\)",
-        ),
         *(
             (
                 {"messages": [*talk("u:Hi"), {"role": "assistant", "tool_calls": calls}]},

@@ -71,7 +71,7 @@ def asked(row: Row) -> Dialog:
     if "instruction" not in row and "context" in row:
         return after(row, dialog(row["context"], "user", "context"))
     if "instruction" not in row and any(name in row for name in DIALOG):
-        return spoken(row)
+        return parted(spoken(row))[0]  # the answer may stand there, too
     more = next((row[key] for key in MORE if key in row), None) or ""
     instruction = row["instruction"]
     if isinstance(instruction, str) and isinstance(more, str) and more.strip():
@@ -108,14 +108,21 @@ SHOWN = ("images", "videos", "audios")
 
 def with_rest(row: Row) -> Row:
     """What stays with a row besides its messages: `tools`, and `subset`, which tasks report by."""
-    if name := next((name for name in SHOWN if row.get(name)), None):
-        raise ValueError(
-            f'"{name}" is not empty, and models of text read words alone. Leave such rows out. To '
-            f'learn their words without them, write under `columns:` {name}: ""'
-        )
+    check_words(row)
     if row.get("tools"):
         _check_tools(row["tools"])
     return {key: row[key] for key in ("tools", "subset") if row.get(key)}
+
+
+def check_words(row: Row) -> None:
+    """Refuse a row whose words are about what a model of text cannot read."""
+    for name in SHOWN:
+        found = loaded(row.get(name))
+        if any(found) if isinstance(found, list) else found:
+            raise ValueError(
+                f'"{name}" is not empty, and models of text read words alone. Leave such rows '
+                f'out. To learn their words without them, write under `columns:` {name}: ""'
+            )
 
 
 def _check_tools(tools: Any) -> None:
@@ -191,6 +198,14 @@ def good_answer(row: Row, choice: Choice) -> Made:
     yield from question_and_answer(row, choice)
 
 
+def mark(row: Row) -> str:
+    """The column that marks an answer: the first that says so, as the other may be a class."""
+    words = (*GOOD, *BAD)
+    return next((name for name in LABEL if str(row.get(name)).lower() in words), None) or column(
+        row, *LABEL
+    )
+
+
 def marked(row: Row) -> bool:
     """Whether a label says good: true or false, 1 or 0, or a word for these, as csv has them.
 
@@ -198,11 +213,11 @@ def marked(row: Row) -> bool:
         Unusable: it is null, or the cell is empty.
         ValueError: it says neither.
     """
-    where = column(row, *LABEL)
+    where = mark(row)
     label = row[where]
     if label is None or label == "":
         raise Unusable("null")
-    word = str(label).lower()
+    word = str(label).lower().removesuffix(".0")
     if word not in (*GOOD, "1", *BAD, "0"):
         raise ValueError(
             f'"{where}" is {shown(label)}, neither true nor false. Where it is no mark, write '

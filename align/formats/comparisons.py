@@ -26,7 +26,6 @@ from align.formats.dialogs import (
     column,
     dialog,
     listed,
-    loaded,
     says,
     shown,
 )
@@ -59,8 +58,8 @@ def best(row: Row, choice: Choice) -> Made:
 def is_pair(row: Row) -> bool:
     """Whether there is a prompt: in a column, or at the beginning of whole dialogs."""
     chosen = row[column(row, *CHOSEN)]
-    is_text = isinstance(chosen, str) and not isinstance(loaded(chosen), list)
-    return any(name in row for name in QUESTION) or not is_text or chosen.startswith(HUMAN)
+    is_dialog = not isinstance(chosen, str) or chosen.startswith(HUMAN)
+    return any(name in row for name in QUESTION) or is_dialog
 
 
 def pair(row: Row, choice: Choice) -> Made:
@@ -69,20 +68,19 @@ def pair(row: Row, choice: Choice) -> Made:
     Of lists of texts the first chosen one is better than every rejected one, as in RewardBench 2.
     With an edited answer it is a ranking: edited > chosen > rejected (Llama 3, §4.2.1).
     """
-    first = row[column(row, *CHOSEN)]
-    if isinstance(first, list) and first and isinstance(first[0], str):
-        yield _set(row)
-        return
     _check_level(level(row), choice)
     said, answers = _sides(row)
     if len(answers) > 2:
         yield compared(said, answers, row)
         return
     more: Row = {
-        name: _number(row[key], key)
+        name: number
         for key, name in NUMBERS.items()
         if isinstance(row.get(key), (int, float, str)) and str(row[key]).strip()
+        if (number := _number(row[key], key)) is not None
     }
+    if _is_set(row) and (also := _set(row)[2:]):
+        more["also_rejected"] = also
     if row.get("also_rejected"):
         others = listed(row["also_rejected"], "also_rejected")
         more["also_rejected"] = [dialog(one, "assistant", "also_rejected") for one in others]
@@ -107,11 +105,14 @@ NUMBERS = {
 """Columns of numbers that stay with a pair, and what they are called then."""
 
 
-def _number(value: int | float | str, name: str) -> float:
+def _number(value: int | float | str, name: str) -> float | None:
+    """A number; None for NaN, as pandas writes a null."""
     try:
         found = float(value)
     except (ValueError, OverflowError):
-        found = math.nan
+        found = math.inf
+    if math.isnan(found):
+        return None
     if math.isfinite(found):
         return found
     raise ValueError(
@@ -148,6 +149,9 @@ def _shared(row: Row) -> tuple[Dialog, Dialog, Dialog]:
     """Prompt, chosen and rejected. A prompt beside whole dialogs may hold the first question only:
     what they share is the prompt, after the system message that may stand in the other one.
     """
+    if _is_set(row):
+        chosen, rejected, *_ = _set(row)
+        return asked(row), chosen, rejected
     sides = column(row, *CHOSEN), column(row, *REJECTED)
     chosen, rejected = (dialog(row[key], "assistant", key) for key in sides)
     whole = all(said and said[0]["role"] != "assistant" for said in (chosen, rejected))
@@ -159,20 +163,25 @@ def _shared(row: Row) -> tuple[Dialog, Dialog, Dialog]:
     both = list(zip(chosen, rejected, strict=False))
     shared = next((i for i, (a, b) in enumerate(both) if a != b), len(both))
     shared = max(0, min(shared, len(chosen) - 1, len(rejected) - 1))
-    said, beside = chosen[:shared], loaded(row.get("prompt"))
+    said, beside = chosen[:shared], row.get("prompt")
     if isinstance(beside, list) and said and said[0]["role"] == "user":
         system = dialog(beside[:1], "user", "prompt")
         said = [*system, *said] if system and system[0]["role"] == "system" else said
     return after(row, said), chosen[shared:], rejected[shared:]
 
 
-def _set(row: Row) -> Row:
+def _is_set(row: Row) -> bool:
+    """Whether there are texts on the better side, several answers as in RewardBench 2."""
+    chosen = row[column(row, *CHOSEN)]
+    return isinstance(chosen, list) and bool(chosen) and isinstance(chosen[0], str)
+
+
+def _set(row: Row) -> list[Dialog]:
+    """The first chosen answer, and the rejected ones that say something else."""
     best, worst = column(row, *CHOSEN), column(row, *REJECTED)
     chosen = dialog(row[best][0], "assistant", best)
     rejected = [dialog(said, "assistant", worst) for said in listed(row[worst], worst)]
-    first, *others = [answer for answer in rejected if answer != chosen] or [chosen]
-    more = {"also_rejected": others} if others else {}
-    return _judged({"prompt": asked(row), "chosen": chosen, "rejected": first, **more}, row)
+    return [chosen, *([answer for answer in rejected if answer != chosen] or [chosen])]
 
 
 # -- two answers and a number --------------------------------------------------------------------

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.settings import Dialog, Message
+from align.sources.files import Cell
 
 Row = dict[str, Any]
 
@@ -70,7 +71,7 @@ def loaded(value: Any) -> Any:
     """What a text of JSON says, as a table has lists; anything else as it is."""
     try:
         return json.loads(value) if isinstance(value, str) else value
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also of a number of more than 4,300 digits
         return value
 
 
@@ -90,9 +91,7 @@ def listed(value: Any, where: str) -> list[Any]:
 
 
 def dialog(value: Any, role: str, where: str) -> Dialog:
-    """A dialog from a list of messages, also one as JSON, one message, or a text of `role`.
-
-    A text of any other JSON stays a text: an answer may be a list.
+    """A dialog from a list of messages, one message, or a text of `role`.
 
     Raises:
         Unusable: it is null, or the call of a tool cannot be read.
@@ -104,22 +103,19 @@ def dialog(value: Any, role: str, where: str) -> Dialog:
     if isinstance(value, str):
         if value.startswith(HUMAN):
             return _human_assistant(value)
-        if _PYTHON.match(value):
+        if isinstance(value, Cell) and _PYTHON.fullmatch(value):
             raise ValueError(
                 f'"{where}" is {shown(value)}, a list as Python shows it. Write it as JSON '
                 "(json.dumps)"
             )
-        found = loaded(value) if value.lstrip().startswith("[") else None
-        if not found or not isinstance(found, list) or not all(map(_is_message, found)):
-            return [{"role": role, "content": value}]
-        value = found
-    value = [value] if _is_message(value) else value
+        return [{"role": role, "content": value}]
+    value = [value] if is_message(value) else value
     if not isinstance(value, list):
         raise TypeError(f'"{where}" is {shown(value)}, and must be a text or a list of messages')
     said: Dialog = []
     for one in value:
         message = _message(one, where)
-        if said and _role(one) in CALLS and _go_together(said[-1], message):
+        if said and role_of(one) in CALLS and _go_together(said[-1], message):
             calls = [*said[-1].get("tool_calls", ()), *message["tool_calls"]]
             said[-1] = {**said[-1], "tool_calls": calls}
         else:
@@ -127,7 +123,7 @@ def dialog(value: Any, role: str, where: str) -> Dialog:
     return said
 
 
-def _role(message: Row) -> str:
+def role_of(message: Row) -> str:
     """The role of a message as the data name it."""
     return str(message.get("from", message.get("role"))).lower()
 
@@ -138,11 +134,12 @@ def _go_together(message: Message, call: Message) -> bool:
     return message["role"] == "assistant" and bool(is_same)
 
 
-_PYTHON = re.compile(r"\s*\[\s*\{'(role|content|from|value)':")
-"""How a list of messages begins that was written with `str`, as pandas does."""
+_PYTHON = re.compile(r"\[\s*\{'(role|content|from|value)':.*\}\s*\]\s*", re.DOTALL)
+"""A list of messages that was written with `str`, as pandas does."""
 
 
-def _is_message(value: Any) -> bool:
+def is_message(value: Any) -> bool:
+    """Whether a value is a message, in one of the two ways of writing them."""
     return isinstance(value, dict) and (
         {"from", "value"} <= value.keys()
         or ("role" in value and not value.keys().isdisjoint(("content", "tool_calls")))
@@ -185,13 +182,14 @@ def _message(message: Any, where: str) -> Message:
     if isinstance(content, list):
         content = "".join(_part(part, where) for part in content)
     if "tool_calls" in rest:
-        calls = loaded(rest["tool_calls"])
+        given = rest.pop("tool_calls")
+        calls = loaded(given) or []
         if not isinstance(calls, list) or not all(map(_has_name, calls)):
             raise TypeError(
-                f'"{where}" holds the tool_calls {shown(rest["tool_calls"])}, and must have a list '
+                f'"{where}" holds the tool_calls {shown(given)}, and must have a list '
                 'of calls there, each with the "name" of its tool'
             )
-        rest["tool_calls"] = [_call(call) for call in calls]
+        rest |= {"tool_calls": [_call(call) for call in calls]} if calls else {}
     if not isinstance(content, (str, type(None))):
         raise TypeError(
             f'"{where}" holds a message of {role} with {shown(content)} where a text should be'
@@ -207,6 +205,8 @@ def _weigh(rest: Row, where: str) -> None:
             'message is learnt as a whole or not at all: write "train" in its place'
         )
     for mark in MARKS:
+        if mark == "loss" and not isinstance(rest.get(mark), bool):
+            continue  # a number: what a model lost by it
         value = rest.pop(mark, True)
         if value not in (True, False):
             raise ValueError(

@@ -5,21 +5,40 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import groupby, zip_longest
 
-from align.formats.answers import BAD, GOOD, LABEL, marked, question_of, with_rest
-from align.formats.dialogs import Row, Unusable, column
+from align.formats.answers import BAD, GOOD, LABEL, mark, marked, question_of, with_rest
+from align.formats.comparisons import REJECTED
+from align.formats.dialogs import Choice, Made, Row, Unusable
 
 
 def is_feedback(row: Row) -> bool:
-    """Whether a label is a mark: numbers are, too, but only where `format:` says so.
+    """Whether a label is a mark of an answer: numbers are, too, but only where `format:` says so.
+
+    Beside a rejected answer it is something else.
 
     One that is null is taken for a mark: an answer that was marked bad must not be learnt.
     """
-    label = row[column(row, *LABEL)]
+    label = row[mark(row)]
+    if any(row.get(name) is not None for name in REJECTED):
+        return False
     return label in (None, "") or str(label).lower() in (*GOOD, *BAD)
+
+
+def unmarked(make: Callable[[Row, Choice], Made]) -> Callable[[Row, Choice], Made]:
+    """What makes rows, of which none may be marked bad: the first one had no mark."""
+
+    def made(row: Row, choice: Choice) -> Made:
+        if any(row.get(name) is False for name in LABEL):
+            raise ValueError(
+                f'"{mark(row)}" is False, and the first row has no such mark. Where it marks bad '
+                "answers, give every row its mark (`format: feedback`); else name this format"
+            )
+        yield from make(row, choice)
+
+    return made
 
 
 def gather(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row | Exception]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from align.formats.answers import asked, conversation_of
 from align.formats.comparisons import compared
-from align.formats.dialogs import Choice, Made, Row, Unusable, column, dialog, listed, loaded
+from align.formats.dialogs import Choice, Made, Row, Unusable, column, dialog, listed, loaded, shown
 from align.settings import Dialog
 
 ANSWERS = ("completions", "responses", "generations")
@@ -67,9 +67,13 @@ def _scored(row: Row) -> list[tuple[float, Dialog]]:
     found = []
     for place, answer in enumerate(answers):
         score = own[place] if own is not None else None
-        if isinstance(answer, dict) and "role" not in answer:
+        if isinstance(answer, dict):
             score = answer.get("overall_score", answer.get("score")) if own is None else score
-            answer = answer.get("response", answer.get("text"))
+            if "role" not in answer:
+                answer = answer.get("response", answer.get("text"))
+            else:
+                marks = ("overall_score", "score")
+                answer = {key: said for key, said in answer.items() if key not in marks}
         if (number := _number(score)) is not None:
             found.append((number, dialog(answer, "assistant", "answers")))
     return sorted(found, key=lambda one: (-one[0], json.dumps(one[1], sort_keys=True)))
@@ -79,6 +83,8 @@ def _number(score: Any) -> float | None:
     """A score; None for what is none, as null and UltraFeedback's "N/A"."""
     try:
         found = float("nan" if score is None else score)
+    except TypeError:
+        raise TypeError(f"a score is {shown(score)}, and must be a number") from None
     except (ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None

@@ -14,8 +14,21 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
+from align.formats.answers import check_words
 from align.formats.comparisons import compared
-from align.formats.dialogs import Choice, Made, Row, Unusable, answered, checked, dialog
+from align.formats.dialogs import (
+    KNOWN,
+    ROLES,
+    Choice,
+    Made,
+    Row,
+    Unusable,
+    answered,
+    checked,
+    dialog,
+    role_of,
+    shown,
+)
 from align.settings import Dialog
 
 Thread = list[Row]
@@ -165,10 +178,14 @@ def _threads(row: Row, best: int | None = None, human: bool = False) -> Iterator
     if state != "ready_for_export":
         yield Unusable("tree_not_ready", tree_state=state)
         return
+    if row["prompt"] is None:
+        raise Unusable("null")
+    check_words(row)
     waiting: list[Thread] = [[row["prompt"]]]
     while waiting:
         thread = waiting.pop()
         *above, message = thread
+        _check(message)
         why = _wrong(message, human)
         if above and not _follows(above[-1], message, best):
             why = "lower_rank"
@@ -178,6 +195,16 @@ def _threads(row: Row, best: int | None = None, human: bool = False) -> Iterator
         else:
             for lost in _messages(message):
                 yield Unusable(why, message=lost["message_id"])
+
+
+def _check(message: Row) -> None:
+    """Refuse a message of nobody, and one about what a model of text cannot read."""
+    check_words(message)
+    if role_of(message) not in (*KNOWN, *ROLES):
+        raise ValueError(
+            f"a message of a tree has the role {shown(message['role'])}, and roles are prompter "
+            "and assistant"
+        )
 
 
 def _wrong(message: Row, human: bool) -> str | None:
@@ -201,7 +228,10 @@ def _rank(reply: Row) -> float | None:
     value = reply.get("rank")
     if value is None or value == "":
         return None
-    rank = float(value)
+    try:
+        rank = float(value)
+    except ValueError:
+        raise ValueError(f"a rank is {shown(value)}, and must be a number") from None
     return None if math.isnan(rank) else rank
 
 

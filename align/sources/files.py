@@ -101,7 +101,18 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     batches = pyarrow.parquet.ParquetFile(path).iter_batches(1000)
-    return (plain(row) for batch in batches for row in batch.to_pylist())
+    return (_cells(plain(row)) for batch in batches for row in batch.to_pylist())
+
+
+class Cell(str):
+    """A text of a table that may be a list as JSON. In a file of JSON it would be one if meant."""
+
+
+def _cells(row: Row) -> Row:
+    return {
+        name: Cell(value) if isinstance(value, str) and value.startswith("[") else value
+        for name, value in row.items()
+    }
 
 
 class Binary(bytes):
@@ -250,7 +261,7 @@ def _table(
         elif cells and not names:
             names = cells
         elif cells:
-            yield dict(zip_longest(names, cells))
+            yield _cells(dict(zip_longest(names, cells)))
 
 
 _OPEN = "has a quote that is not closed in its cell"

@@ -13,6 +13,7 @@ from typing import Any
 
 from align.artifacts import Rows
 from align.errors import StageFailed
+from align.formats.tables import written
 from align.out import Out
 from align.sources import files, loading, local
 from align.sources.source import WHERE, Source
@@ -57,7 +58,7 @@ def rows(source: Source, told: Told | None = None) -> Iterator[Row]:
         StageFailed: there is no data, or it cannot be read.
     """
     name = name_of(source)
-    found = _columns(_raw(source, told or _TOLD.get()), source.columns, name)
+    found = map(written, _columns(_raw(source, told or _TOLD.get()), source.columns, name))
     first = next(found, None)
     if first is None:
         raise StageFailed(f"{name} is empty. Look at its path, split and slice.")
