@@ -80,6 +80,11 @@ def test_code_without_a_fence_tells_nothing_and_prose_around_it_does() -> None:
     assert rule.look([("text", f"{ARTICLE['fr']} {ARTICLE['fr']}\n{PROGRAM}")]) is not None
 
 
+def test_of_a_link_its_text_is_read() -> None:
+    linked = " ".join(f"[{word}](#{word})" for word in ARTICLE["fr"].split())
+    assert Language(keep=["de"]).look([("text", linked)]) is not None
+
+
 def test_a_row_whose_likeliest_language_is_wanted_stays_unless_more_is_asked() -> None:
     said = [("assistant", SUMS)]
     likely = dict(language._identifier().rank(SUMS))

@@ -332,6 +332,25 @@ def test_every_text_of_a_row_is_changed_and_one_person_has_one_name() -> None:
     }
 
 
+def test_json_beside_is_read_as_what_it_says_and_stays_as_it_is_written() -> None:
+    written = (
+        r' {"a@mail.org": 1e5, "a": 1, "a": '
+        r'["Call me:\n%s", "\u00e9: \"%s\"", "{\"b\": \"\\n%s\"}"]}'
+    )
+    phones = ("212-555-0187", "212-555-0188", "212-555-0187")
+    row, counts = Pii().change({"id": "a", "beside": written % phones})
+    assert counts == {"phone": 3}
+    names = ("<PHONE_1>", "<PHONE_2>", "<PHONE_1>")
+    assert row["beside"] == (written % names).replace(r"\u00e9", "é")
+    row, _ = Pii().change({"id": "a", "text": "a@b.io", "beside": r'["\u003cEMAIL_1>"]'})
+    assert row["text"] == "<EMAIL_2>"
+
+
+def test_what_is_too_deep_or_too_long_for_json_is_a_text() -> None:
+    for text in ("[" * 10**5 + "a@mail.org" + "]" * 10**5, '[1%s, "a@mail.org"]' % ("0" * 5000)):
+        assert Pii().change({"id": "a", "beside": text})[1] == {"email": 1}
+
+
 def test_a_row_without_any_is_the_same_object() -> None:
     row = {"id": "a", "text": "Nothing in 2024, at 3.5 % or for $1,200."}
     assert Pii().change(row)[0] is row

@@ -53,7 +53,7 @@ def _read(block: Row) -> Row:
         return block
     try:
         return {**block, "arguments": json.loads(given)}
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return block
 
 

@@ -30,6 +30,9 @@ ENOUGH = 2000
 _SIGNS = re.compile(r"(?<![!-~])[!-~]*?[\\_(){}\[\]=<>|#@/^][!-~]*")
 """What stands between blanks and holds a sign that code is full of: from its beginning, once."""
 
+_LINK = re.compile(r"(?<!\w)\[([^\[\]\n]*)\]\([^()\s]*\)")
+"""Markdown's, of which its text is read."""
+
 PLAIN = 0.5
 """Of the characters but blanks. Where fewer are free of such signs it is code that no fence shows:
 698 of MBPP's 807 programs with 50 letters, 77 of 2,299 answers of GSM8K, none of 4,589 dialogs of
@@ -86,7 +89,7 @@ class Language(Rule):
 
 def _read(said: list[Said]) -> str:
     texts = answers(said) or [text for role, text in said if role != "call"]
-    text = prose("\n".join(texts)[:ENOUGH])
+    text = prose(_LINK.sub(r"\1", "\n".join(texts)[:ENOUGH]))
     plain, signs = _SIGNS.subn(" ", text)
     return "" if signs and _size(plain) < PLAIN * _size(text) else text
 

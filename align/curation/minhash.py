@@ -41,6 +41,12 @@ KEYS, MANY = 8, 1000
 """Of a row in such a crowd, the rarest of its runs, by which it is compared, too: as many as that,
 and none that more rows have. What many have is the template, and says nothing of who is near."""
 
+ROW = np.uint64(0xFFFFFFFF)
+"""Of a run and a row in one number, the bits of the row."""
+
+CHUNK = 1 << 16
+"""Such numbers that are compared at once."""
+
 TIMES = 24
 """Bits of the places in which the rows of crowds are counted that have a run; where two runs have
 one place, they are counted together."""
@@ -124,9 +130,8 @@ def groups(
             if len(members) > WINDOW + 1 and len(set(map(joined.top, members.tolist()))) > 1:
                 crowded[members] = True
     rows = np.flatnonzero(crowded)
-    keys, of = _rarest(rows, runs_of)
-    for places in _equal(keys):
-        joined.compare(of[places])
+    for members in _having(_rarest(rows, runs_of)):
+        joined.compare(members)
     return np.fromiter(map(joined.top, range(len(rank))), np.int64, len(rank)), len(rows)
 
 
@@ -168,20 +173,35 @@ class _Joined:
                     self._refused[place] = pair
 
 
-def _rarest(rows: Counts, runs_of: Callable[[int], Numbers]) -> tuple[Numbers, Counts]:
-    """The runs of each row that the fewest others of these rows have, and which row has each."""
+def _rarest(rows: Counts, runs_of: Callable[[int], Numbers]) -> Numbers:
+    """The runs of each row that the fewest others of these rows have: sorted, 32 bits of the run,
+    which are enough to find who is to be compared, and then 32 of the row.
+    """
     shift = np.uint64(64 - TIMES)
     times = np.zeros(1 << TIMES, np.uint32)
-    for row in rows.tolist():
+    for row in map(int, rows):
         times[runs_of(row) >> shift] += 1
-    keys, of = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    for row in rows.tolist():
+    keys, count = np.empty(KEYS * len(rows), np.uint64), 0
+    for row in map(int, rows):
         found = runs_of(row)
         having = times[found >> shift]
         found, having = (each[(having > 1) & (having <= MANY)] for each in (found, having))
-        keys.append(found[np.argsort(having, kind="stable")[:KEYS]])
-        of.append(np.full(len(keys[-1]), row))
-    return np.concatenate(keys), np.concatenate(of)
+        rarest = found[np.argsort(having, kind="stable")[:KEYS]]
+        keys[count : count + len(rarest)] = rarest & ~ROW | np.uint64(row)
+        count += len(rarest)
+    keys[:count].sort()
+    return keys[:count]
+
+
+def _having(keys: Numbers) -> Iterator[Counts]:
+    """The rows that have a run in common, of what `_rarest` has found; a part of it at a time."""
+    at = 0
+    while at < len(keys):
+        end = int(np.searchsorted(keys, keys[at : at + CHUNK][-1] | ROW, side="right"))
+        part = keys[at:end]
+        for places in _equal(part & ~ROW):
+            yield (part[places] & ROW).astype(np.int64)
+        at = end
 
 
 def jaccard(a: Numbers, b: Numbers) -> float:

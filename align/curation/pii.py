@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from pydantic import Field
@@ -13,7 +12,7 @@ from pydantic import Field
 from align.curation import keys, personal
 from align.curation.hashes import NAMES, SAYS
 from align.curation.personal import Found
-from align.curation.rules import Row
+from align.curation.rules import Row, in_json
 from align.rendering import THOUGHTS
 from align.settings import Settings
 
@@ -29,7 +28,9 @@ _FINDERS: dict[Kind, Callable[[str, int], Iterable[Found]]] = {
 }
 
 _SAID = ("text", "content", *THOUGHTS)
-"""What is learnt as it is written; any other text that is JSON is read, and stays JSON."""
+"""What is learnt as it is written; of any other text that is JSON the strings are read."""
+
+_JSON = re.compile(r"\s*[\[{]")
 
 _PLACEHOLDER = re.compile(r"<([A-Z]{2,5})_([0-9]{1,9})>")
 
@@ -59,32 +60,21 @@ class Pii(Settings):
             known = len(personal.digits(text))
             for kind, find in finders:
                 if found := list(find(text, known)):
+                    if not counts:
+                        taken.update(_highest(row))
                     counts[kind] += len(found)
                     text = _replaced(text, kind, found, names[kind], taken[kind])
             return text
 
-        for text in _texts(row):
-            known = len(personal.digits(text))
-            for _, find in finders:
-                for _ in find(text, known):
-                    taken.update(_highest(row))
-                    first = [key for key in SAYS if key in row]
-                    beside = [key for key in row if key not in (*SAYS, *NAMES)]
-                    new = {key: _changed(row[key], scrubbed, key) for key in first + beside}
-                    return {**row, **new}, counts
-        return row, counts  # as nearly all rows are: nothing is copied
+        new = _rewritten(row, scrubbed)
+        return (new, counts) if counts else (row, counts)
 
 
-def _texts(row: Row) -> Iterator[str]:
-    """Every text of a row, in no order."""
-    waiting = [value for key, value in row.items() if key not in NAMES]
-    for value in waiting:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
+def _rewritten(row: Row, change: Callable[[str], str]) -> Row:
+    """A row with every text changed: first what it says, then the columns beside."""
+    first = [key for key in SAYS if key in row]
+    beside = [key for key in row if key not in (*SAYS, *NAMES)]
+    return {**row, **{key: _changed(row[key], change, key) for key in first + beside}}
 
 
 def _changed(value: Any, change: Callable[[str], str], key: str) -> Any:
@@ -95,22 +85,22 @@ def _changed(value: Any, change: Callable[[str], str], key: str) -> Any:
         return [_changed(inner, change, key) for inner in value]
     if not isinstance(value, str):
         return value
-    if key in _SAID or not value.startswith(("{", "[")):
-        return change(value)
-    try:
-        read = json.loads(value)
-    except ValueError:
-        return change(value)
-    new = _changed(read, change, key)
-    return value if new == read else json.dumps(new, ensure_ascii=False)
+    new = None
+    if key not in _SAID and _JSON.match(value):
+        new = in_json(value, lambda text: str(_changed(text, change, key)))
+    return change(value) if new is None else new
 
 
 def _highest(row: Row) -> dict[str, int]:
     """The last number of each kind in what a row holds already: who comes now is somebody else."""
     highest: dict[str, int] = {}
-    for text in _texts(row):
+
+    def look(text: str) -> str:
         for kind, number in _PLACEHOLDER.findall(text):
             highest[kind.lower()] = max(int(number), highest.get(kind.lower(), 0))
+        return text
+
+    _rewritten(row, look)
     return highest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,12 @@ _DIALOGS = ("prompt", "messages", "chosen", "rejected")
 
 _LISTS = ("ranked", "also_rejected")
 """Columns of several dialogs."""
+
+_BESIDE = "\0"
+"""What the names of columns begin with that stand beside a prompt and have a dialog's name."""
+
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"(\s*:)?')
+"""A string in JSON; with a colon it is a name."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,34 @@ def by_role(row: Row, change: Callable[[str, str], str]) -> Row:
         if key in row:
             new[key] = [_changed(dialog, change) for dialog in row[key]]
     return new
+
+
+def set_aside(row: Row) -> Row:
+    """A row of prompts whose other columns have no dialog's name: they may hold anything."""
+    names = {"text", *_DIALOGS, *_LISTS} - {"prompt"}
+    return {_BESIDE + key if key in names else key: value for key, value in row.items()}
+
+
+def put_back(row: Row) -> Row:
+    """A row of prompts with the names that its columns came with."""
+    return {key.removeprefix(_BESIDE): value for key, value in row.items()}
+
+
+def in_json(text: str, change: Callable[[str], str]) -> str | None:
+    """JSON with its strings changed; names and all else stay as written. None: it is no JSON."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):  # deep, or a number of thousands of digits
+        return None
+
+    def changed(found: re.Match[str]) -> str:
+        if found[1]:
+            return found[0]
+        old = json.loads(found[0])
+        new = change(old)
+        return found[0] if new == old else json.dumps(new, ensure_ascii=False)
+
+    return _STRING.sub(changed, text)
 
 
 def _dialogs(row: Row) -> Iterator[Dialog]:
@@ -131,12 +166,8 @@ def _called(call: dict[str, Any], change: Callable[[str, str], str]) -> dict[str
     given = call.get("arguments")
     if not isinstance(given, str):
         return {**call, "arguments": _inside(given, change)} if given else call
-    try:
-        read = json.loads(given)
-    except json.JSONDecodeError:
-        return {**call, "arguments": change("call", given)}
-    new = _inside(read, change)
-    return call if new == read else {**call, "arguments": json.dumps(new, ensure_ascii=False)}
+    new = in_json(given, lambda text: change("call", text))
+    return {**call, "arguments": change("call", given) if new is None else new}
 
 
 def _inside(value: Any, change: Callable[[str, str], str]) -> Any:

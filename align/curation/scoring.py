@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from align import rewards
 from align.curation import hashes
-from align.curation.rules import Row
+from align.curation.rules import Row, put_back
 from align.curation.texts import tie
 from align.errors import StageFailed
 from align.out import Out
@@ -87,7 +87,9 @@ def _score(name: str, reward: Reward, part: Sequence[Row], out: Out) -> list[flo
         out.count(f"failed.{name}", example={"id": part[place]["id"], "error": why})
 
     pairs = [asked(row) for row in part]
-    beside = [{key: value for key, value in row.items() if key not in _OURS} for row in part]
+    beside = [
+        put_back({key: value for key, value in row.items() if key not in _OURS}) for row in part
+    ]
     found = rewards.call(
         reward,
         [prompt for prompt, _ in pairs],

@@ -20,9 +20,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from align.artifacts import Prompts
 from align.curation.flow import Table
 from align.curation.looking import Looker, encoded, removed
-from align.curation.rules import Row, Why, said
+from align.curation.rules import Row, Why, put_back, said
 from align.out import Out
 
 
@@ -104,6 +105,8 @@ class Sieve:
             file.flush()
             os.fsync(file.fileno())
         (out.path / "data").mkdir(exist_ok=True)
+        if issubclass(self._looker.kind, Prompts):
+            self._put_back()
         os.replace(self._stay.file, out.path / "data" / "rows.jsonl")
         kept = np.frombuffer(self._stay.places, np.int64)
         out.count("read", len(of))
@@ -123,6 +126,14 @@ class Sieve:
                 for i, name in enumerate(sources)
             ],
         }
+
+    def _put_back(self) -> None:
+        """Write those that stay with the names that their columns came with."""
+        before, (self._stay, gone) = self._stay, self._parts()
+        with closing(self._stay), closing(gone):
+            for place, row in zip(before.places, before.rows(), strict=True):
+                self._stay.add(place, encoded(put_back(row)))
+        before.file.unlink()
 
     def _numbers(self, places: Any, words: Any, sources: int) -> list[dict[str, int]]:
         """Rows and their words, by source."""

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from align import data
-from align.artifacts import Rows
+from align.artifacts import Prompts, Rows
+from align.curation.rules import set_aside
 from align.data import Row, Source
 from align.out import Out
 from align.seen import Seen
@@ -37,6 +38,7 @@ def rows(
             called = name(source)
             for n, row in enumerate(data.read(source, kind, out, seed)):
                 identity = seen.unique(row["id"]) if several else row["id"]
-                yield number, {**row, "id": identity, "source": row.get("source", called)}
+                row = {**row, "id": identity, "source": row.get("source", called)}
+                yield number, set_aside(row) if issubclass(kind, Prompts) else row
                 if n % 1000 == 0:
                     out.progress(number, len(sources), "sources", f"{called}, row {n:,}")

@@ -116,6 +116,28 @@ def test_every_type_of_rows_stays_what_it_is(curate: Callable[..., Curated]) -> 
         assert made.counts == {"read": 2, "kept": 1, "dropped.exact": 1}
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"chosen": "Red ann@pears.io!!!", "rejected": "no", "text": 5},
+        {"ranked": ["a", "b ann@pears.io"], "also_rejected": None},
+        {"chosen": asked("Say.", "Ask ann@pears.io!!!"), "rejected": asked("Say.", "No.")},
+        {"prompt": asked("Say.")[:1], "chosen": asked("", "ann@pears.io")[1:], "rejected": []},
+    ],
+)
+def test_columns_beside_a_prompt_are_no_dialogs(
+    beside: Row, curate: Callable[..., Curated]
+) -> None:
+    rows = [{"prompt": "Say.", "score": 1, **beside}, {"prompt": "Say.", "score": 0}]
+    rules = {"emoji": {}, "pii": {}, "near": {}, "lines": {}, "phrases": {}}
+    made = curate(rows, rows="prompts", **rules)
+    kept, metrics = made.rows[0], made.metrics
+    assert (len(made.rows), metrics["read"]["words"], metrics["kept"]["words"]) == (1, 2, 1)
+    assert made.removed[0]["reason"] == "exact" and made.removed[0]["said"] == [["user", "Say."]]
+    changed = json.loads(json.dumps(beside).replace("ann@pears.io", "<EMAIL_1>"))
+    assert {name: kept[name] for name in beside} == changed
+
+
 def test_what_is_removed_is_kept_with_its_reason_and_counted_by_source(
     curate: Callable[..., Curated], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,6 +329,13 @@ def test_tools_and_arguments_are_the_same_however_they_are_written() -> None:
     assert content({"messages": calling("no json")}) != content({"messages": calling("no, json")})
 
 
+@pytest.mark.parametrize("depth", [500, 990, 100_000])
+def test_arguments_are_as_deep_as_they_like(depth: int) -> None:
+    call = {"name": "f", "arguments": "[" * depth + "]" * depth}
+    row = {"messages": [{"role": "assistant", "content": None, "tool_calls": [call]}]}
+    assert content(row) == content(json.loads(json.dumps(row)))
+
+
 def test_of_equal_rows_the_one_with_the_highest_score_stays(
     curate: Callable[..., Curated],
 ) -> None:
@@ -461,6 +490,17 @@ def test_near_rows_are_found_in_a_crowd_that_shares_a_template(
     assert "rows are in crowds, as those of one template." in capsys.readouterr().err
     monkeypatch.undo()
     assert "near.crowded" not in curate(noisy(0), near=Near()).counts
+
+
+def test_who_shares_a_run_is_found_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of a crowd takes 64 bytes, and rows of one run are in one part."""
+    monkeypatch.setattr(minhash, "CHUNK", 2)
+    runs = np.arange(1, 30, dtype=np.uint64) << np.uint64(40)
+    rows = [runs[i : i + 12] for i in range(10)]
+    keys = minhash._rarest(np.arange(10), rows.__getitem__)
+    assert keys.dtype == np.uint64 and len(keys) <= 80 and keys.base is not None
+    found = {tuple(members.tolist()) for members in minhash._having(keys)}
+    assert {(0, 1), (8, 9)} <= found and all(len(members) > 1 for members in found)
 
 
 def test_chinese_rows_that_differ_in_a_character_are_near(curate: Callable[..., Curated]) -> None:
