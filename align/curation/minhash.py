@@ -127,7 +127,7 @@ def groups(
     for column in columns:
         for members in _equal(column):
             joined.compare(members)
-            if len(members) > WINDOW + 1 and len(set(map(joined.top, members.tolist()))) > 1:
+            if len(members) > WINDOW + 1 and joined.several(members):
                 crowded[members] = True
     rows = np.flatnonzero(crowded)
     for members in _having(_rarest(rows, runs_of)):
@@ -152,10 +152,16 @@ class _Joined:
             row = int(above[row])
         return row
 
+    def several(self, members: Counts) -> bool:
+        """Whether these rows are not all in one group."""
+        tops = map(self.top, map(int, members))
+        first = next(tops)
+        return any(top != first for top in tops)
+
     def compare(self, members: Counts) -> None:
         """Compare each of these rows with those before it, in the order of their rank."""
         members = members[np.argsort(self._rank[members])]
-        for i, row in enumerate(members.tolist()):
+        for i, row in enumerate(map(int, members)):
             others = members[max(0, i - WINDOW) : i]
             pairs = (row * len(self._rank) + others + 1).astype(np.uint64)  # 0 is no pair
             places = pairs * ODD >> np.uint64(64 - REFUSED)
