@@ -144,6 +144,7 @@ def test_a_batch_that_cannot_be_cut_is_a_sentence(stage: Sft, tmp_path: Path) ->
 TWO = """
 import json, os, sys
 from pathlib import Path
+from accelerate import PartialState
 from align.artifacts import Model
 from align.data import Source
 from align.out import Out
@@ -155,6 +156,8 @@ out = Out(Path(path), Path(path).parent / "cache", main=os.environ["RANK"] == "0
 trainer = {"max_steps": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 2, "save_steps": 2}
 Sft(model=model, data=[Source(path=rows)], batch_size=8, trainer=trainer, seed=7).run(out)
 assert os.environ["WORLD_SIZE"] == "2"
+PartialState().wait_for_everyone()  # one that leaves early makes gloo abort the other
+PartialState().destroy_process_group()
 """
 
 

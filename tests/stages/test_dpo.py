@@ -248,6 +248,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
 TWO = """
 import json, os, sys
 from pathlib import Path
+from accelerate import PartialState
 from align import logprobs
 from align.artifacts import Model
 from align.data import Source
@@ -259,6 +260,8 @@ base, rows, path, settings = sys.argv[1:]
 model = Model(Path(base), spec={"base": {"path": base}, "quantization": None})
 out = Out(Path(path), Path(path).parent / "cache", main=os.environ["RANK"] == "0")
 Dpo(model=model, data=[Source(path=rows)], **json.loads(settings)).run(out)
+PartialState().wait_for_everyone()  # one that leaves early makes gloo abort the other
+PartialState().destroy_process_group()
 """
 
 
