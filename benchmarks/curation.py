@@ -1,7 +1,7 @@
 """Rows a second of `curate`, against pipelines of datatrove and of datasketch; and its memory.
 
     pip install datatrove orjson regex 'xxhash<4' datasketch
-    python benchmarks/curation.py speed [--rows 40000] [--rounds 3]
+    python benchmarks/curation.py speed [--rows 100000] [--rounds 3]
     python benchmarks/curation.py memory
 
 `speed`: exact duplicates, MinHash, personal data and benchmark questions together, from a JSON
@@ -40,7 +40,7 @@ def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["speed", "memory"])
-    parser.add_argument("--rows", type=int, default=40_000)
+    parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -170,12 +170,12 @@ def align(folder: Path) -> dict[str, Any]:
             for i, text in enumerate(json.loads((folder / "questions.json").read_text())):
                 yield {"id": str(i), "prompt": text}
 
-    files = sorted((folder / "rows").glob("*.jsonl"))
+    files = [str(file) for file in sorted((folder / "rows").glob("*.jsonl"))]
     with tempfile.TemporaryDirectory() as made:
         clock = Clock()
         out = Out(Path(made), Path(made))
         Curate(
-            data=[Source(path=str(file)) for file in files],
+            data=[Source(path="json", data_files=files)],
             rows="text",
             near=Near(similarity=0.8),
             pii=Pii(),
