@@ -46,7 +46,7 @@ def place(word: str, store: Path) -> str:
 
     Raises:
         RecipeError: the recipe was not run or made no model, its last model is of other settings
-            than its latest run, or a stage is named that makes no model.
+            than its latest finished run, or a stage is named that makes no model.
     """
     folder = _recipe(word, store)
     if folder is None:
@@ -61,7 +61,9 @@ def place(word: str, store: Path) -> str:
         if stage["name"] in controls or _makes(path) != "Model":
             continue
         if path.resolve().name != stage["key"]:  # that run was asked for an earlier stage, or ended
-            fact = f"The last model here, {path}, is of other settings than the latest run."
+            fact = (
+                f"The last model here, {path}, is not of the settings of the latest finished run."
+            )
             remedy = f"Make it anew (`align run {word}`), or name it by its path."
             raise RecipeError([Problem(word, "", f"{fact} {remedy}")])
         return str(path)

@@ -285,6 +285,26 @@ def test_a_task_that_the_model_was_not_asked_is_not_told(tmp_path: Path) -> None
     assert said.startswith("Means with 95 % intervals.\n"), "of no other model"
 
 
+def test_what_was_measured_through_a_link_is_not_told_of_the_model_it_leads_to_now(
+    tmp_path: Path,
+) -> None:
+    from align.artifacts import Model
+    from align.asking.asked import identity
+
+    link = tmp_path / "mine" / "dpo"
+    link.parent.mkdir()
+    link.symlink_to("../dpo-2")
+    for name in ("dpo-1", "dpo-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "stage.json").write_text("{}")
+    assert identity(Model(link)) == "dpo-2"
+    stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, GSM8K)
+    assert results.measured(tmp_path / "dpo-1", "mine", tmp_path)["scores"]
+    file = tmp_path / "evaluate-1" / "report.json"
+    file.write_text(file.read_text().replace('"dpo-1"', json.dumps(str(link))))
+    assert not results.measured(tmp_path / "dpo-2", "mine", tmp_path)["scores"]
+
+
 def test_the_overlap_is_the_models_own(tmp_path: Path) -> None:
     stored(tmp_path, "evaluate-1", "2026-11-20T10:00:00Z", 0.4, GSM8K)
     shared = {"task": "gsm8k", "items": 100, "exact": 9, "partial": 0, "not_read": {}}

@@ -34,8 +34,14 @@ Asks = Sequence[tuple[str, Task, list[Item]]]
 
 
 def identity(model: Model) -> str:
-    """What tells models apart: the key of a made one, the path or hub id of another."""
-    return model.key if model.stage is not None else str(model.path)
+    """What tells models apart: the key of a made one, the path or hub id of another.
+
+    A made one may be named by its path, which is a link, and leads to another model tomorrow.
+    """
+    if model.stage is not None:
+        return model.key
+    made = (model.path / "stage.json").is_file()
+    return model.path.resolve().name if made else str(model.path)
 
 
 def name_of(model: Model) -> str:

@@ -110,14 +110,10 @@ class _Subject:
 def _add(found: Entry, file: Path, about: _Subject) -> None:
     """What one report says of the model, but for tasks that are known from a later one."""
     report, of = read_json(file), {"made_at": _made_at(file), "report": file.parent.name}
-    keys = [
-        one["key"]
-        for path in about.ours
-        for one in report["scores"]
-        if path in ((about.root / one["key"]).resolve(), _at(one))
-    ]
+    scores, root = report["scores"], about.root
+    keys = [one["key"] for path in about.ours for one in scores if _is_of(one, path, root)]
     known = {task["task"] for task in found["tasks"]}
-    scores = [one for one in report["scores"] if _whole(one) not in known]
+    scores = [one for one in scores if _whole(one) not in known]
     speaks = _speaks(scores, keys, _whole)
     if not speaks:
         return
@@ -213,9 +209,15 @@ def _task(count: str) -> str:
     return next((task.removesuffix(end) for end in LACKS if task.endswith(end)), task)
 
 
-def _at(score: Entry) -> Path:
-    """The directory of a model that was named by its path."""
-    return Path(score["key"]).expanduser().resolve()
+def _is_of(score: Entry, path: Path, root: Path) -> bool:
+    """Whether a score is of the model in this directory.
+
+    A made one is known by its key, of another store too, and by no path: links to stages lead
+    elsewhere after another run.
+    """
+    if (path / "stage.json").is_file():
+        return bool(score["key"] == path.name)
+    return path in (root / score["key"], Path(score["key"]).expanduser().resolve())
 
 
 def _held_out(path: Path, name: str) -> Iterator[Entry]:
