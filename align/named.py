@@ -61,9 +61,7 @@ def place(word: str, store: Path) -> str:
         if stage["name"] in controls or _makes(path) != "Model":
             continue
         if path.resolve().name != stage["key"]:  # that run was asked for an earlier stage, or ended
-            fact = (
-                f"The last model here, {path}, is not of the settings of the latest finished run."
-            )
+            fact = f"The last model, {path}, is of other settings than the latest finished run."
             remedy = f"Make it anew (`align run {word}`), or name it by its path."
             raise RecipeError([Problem(word, "", f"{fact} {remedy}")])
         return str(path)
